@@ -1,0 +1,4 @@
+//! The lab benchmark.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,4 @@
+//! The `fastpath` binary.
+#![forbid(unsafe_code)]
+
+fn main() {}

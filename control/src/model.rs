@@ -1,0 +1,119 @@
+//! The world as the dataplane sees it: plain types, the same from every source.
+//!
+//! A source (folder of YAML, Kubernetes API) turns its objects into these; nothing behind the source
+//! knows k8s-openapi.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fastpath::packet::Mac;
+use ipnet::IpNet;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// Namespace (`default` when the manifest has none).
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Where an object was read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// A line of a manifest.
+    File {
+        /// Path as given.
+        path: Arc<str>,
+        /// Line of the document's first key, from 1.
+        line: u32,
+    },
+    /// The Kubernetes API.
+    Api,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Origin::File { path, line } => write!(f, "{path}:{line}"),
+            Origin::Api => f.write_str("api"),
+        }
+    }
+}
+
+/// Everything a source knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Arc<Node>>,
+    /// Namespaces by name; `kubernetes.io/metadata.name` is always among the labels.
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
+    /// Pods.
+    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+}
+
+/// A Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+    /// `status.addresses` of type InternalIP, in order.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs` (or `podCIDR`).
+    pub pod_cidrs: Vec<IpNet>,
+    /// MAC address of its VTEP for IPv4 outer headers, if an annotation names one.
+    pub vtep_mac_v4: Option<Mac>,
+    /// MAC address of its VTEP for IPv6 outer headers, if an annotation names one.
+    pub vtep_mac_v6: Option<Mac>,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// A Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// `status.podIPs` (or `podIP`).
+    pub addresses: Vec<IpAddr>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Phase Succeeded or Failed: it no longer owns its addresses.
+    pub finished: bool,
+    /// Named ports of its containers: (name, protocol number, port).
+    pub ports: BTreeSet<(String, u8, u16)>,
+    /// Host side of its veth, by annotation `fastpath.io/interface`.
+    pub interface: Option<String>,
+    /// MAC address of its side of the veth, by annotation `fastpath.io/mac`.
+    pub mac: Option<Mac>,
+    /// Where it was read.
+    pub origin: Origin,
+}

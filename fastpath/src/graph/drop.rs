@@ -1,0 +1,117 @@
+//! Every reason a packet can be dropped for, in one enum: labels, help and documentation derive from it.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $help:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a packet was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[doc = $help])+ $variant,)+ }
+
+        impl DropReason {
+            /// All reasons, in the order of their counters.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+
+            /// The label used by `show drops`, traces and metrics.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(DropReason::$variant => $name,)+ }
+            }
+
+            /// What it means and what to look at.
+            #[must_use]
+            pub fn help(self) -> &'static str {
+                match self { $(DropReason::$variant => concat!($($help,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Frame ends inside its Ethernet header.
+    MalformedEthernet = "malformed_ethernet",
+    /// ARP packet of wrong length or with wrong type fields.
+    MalformedArp = "malformed_arp",
+    /// IPv4 header cut short, with a wrong length, version or header checksum.
+    MalformedIpv4 = "malformed_ipv4",
+    /// IPv6 header or extension header cut short or with a wrong length.
+    MalformedIpv6 = "malformed_ipv6",
+    /// TCP, UDP, SCTP, ICMP or ICMPv6 header cut short or with a wrong length.
+    MalformedTransport = "malformed_transport",
+    /// VXLAN header cut short, without the I flag, or with a wrong outer UDP checksum.
+    MalformedVxlan = "malformed_vxlan",
+    /// Neither IPv4, IPv6 nor ARP.
+    UnknownEthertype = "unknown_ethertype",
+    /// Destination MAC address is not the gateway's (from a pod) or the port's (from the uplink).
+    WrongMac = "wrong_mac",
+    /// Multicast or broadcast destination: not forwarded.
+    Multicast = "multicast",
+    /// Source or destination address that may not be on the wire (unspecified, loopback, IPv4-mapped, multicast source, link-local routed).
+    MartianAddress = "martian_address",
+    /// A pod sent from an address that is not its own.
+    SourceNotOwn = "source_not_own",
+    /// The uplink brought a packet from an address of a pod on this node.
+    SourceIsLocal = "source_is_local",
+    /// ARP request or neighbour solicitation for something other than the gateway.
+    NotGateway = "not_gateway",
+    /// VXLAN packet from an address that is no known VTEP.
+    UnknownVtep = "unknown_vtep",
+    /// VXLAN packet with another VNI.
+    WrongVni = "wrong_vni",
+    /// Arrived by the tunnel but its destination is no pod of this node.
+    TunnelNotLocal = "tunnel_not_local",
+    /// No route to the destination (the sender gets an ICMP unreachable).
+    NoRoute = "no_route",
+    /// Destination is inside this node's pod CIDR but no pod has it (the sender gets an ICMP unreachable).
+    NoEndpoint = "no_endpoint",
+    /// For the node itself, and there is no host port to hand it to.
+    HostUnreachable = "host_unreachable",
+    /// TTL or hop limit reached zero (the sender gets an ICMP time exceeded).
+    TtlExceeded = "ttl_exceeded",
+    /// Larger than the MTU of its way out (the sender gets an ICMP too big).
+    MtuExceeded = "mtu_exceeded",
+    /// The MAC address of the next hop is not known yet.
+    NeighborUnresolved = "neighbor_unresolved",
+    /// ICMP error that quotes no known flow.
+    IcmpUnrelated = "icmp_unrelated",
+    /// An ICMP error was due but the rate limit held it back.
+    IcmpRateLimited = "icmp_rate_limited",
+    /// TCP segment in the middle of a connection that has no flow, with `tcp_pickup = "deny"`.
+    TcpNoFlow = "tcp_no_flow",
+    /// Fragment that cannot be matched to its first fragment.
+    FragmentUnmatched = "fragment_unmatched",
+    /// No free slot in the flow table and nothing that may be evicted.
+    FlowTableFull = "flow_table_full",
+    /// Not enough headroom in the frame for the outer header.
+    NoHeadroom = "no_headroom",
+    /// The port it should leave by was removed.
+    PortGone = "port_gone",
+    /// The tx ring of the port stayed full.
+    TxRingFull = "tx_ring_full",
+    /// The queue to the worker that owns the port was full.
+    HandoffFull = "handoff_full",
+    /// No free frame to receive into or to answer with.
+    NoFrame = "no_frame",
+    /// No snapshot yet: the control thread has not finished its first sync.
+    NotReady = "not_ready",
+}
+
+impl core::fmt::Display for DropReason {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_helped() {
+        let names: std::collections::BTreeSet<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+        for (i, r) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*r as usize, i);
+            assert!(r.help().ends_with('.') || r.help().ends_with(')'), "{r}: {}", r.help());
+        }
+    }
+}

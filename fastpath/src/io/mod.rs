@@ -1,0 +1,67 @@
+//! The only seam between the graph and the world: [`Port`].
+//!
+//! | Module | Port |
+//! |---|---|
+//! | [`xsk`] | an AF_XDP socket on one (device, queue) |
+//! | [`mem`] | frames in memory: tests, Miri, benches |
+//! | [`pcap`] | pcap files: replay and record |
+//! | [`frame`] | the owned packet buffer and the pools it lives in |
+#![deny(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+
+pub mod frame;
+
+pub use frame::{Exchange, Frame, Pool};
+
+/// One source and sink of frames: a (device, queue) pair, or its stand-in.
+///
+/// A port belongs to one worker. `rx`, `tx` and `refill` never block and never allocate once warm.
+pub trait Port: Send {
+    /// Appends up to `max` received frames to `out`; returns how many.
+    fn rx(&mut self, out: &mut Vec<Frame>, max: usize) -> usize;
+
+    /// Sends from the front of `frames`, one kick for all; returns how many were taken (and removed).
+    ///
+    /// What stays did not fit: the caller tries again after `refill`, or counts a drop.
+    fn tx(&mut self, frames: &mut Vec<Frame>) -> usize;
+
+    /// Takes back sent frames into `pool` and gives the receive side empty ones from it.
+    fn refill(&mut self, pool: &mut Pool);
+
+    /// What becomes readable when there is something to receive; `None` if only polling tells.
+    fn wake(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Counters since the port was opened.
+    fn stats(&self) -> PortStats;
+
+    /// Ends receiving and gives every frame the port still holds back to `pool`.
+    fn close(self: Box<Self>, pool: &mut Pool);
+}
+
+/// Counters of one port since it was opened, in frames unless named otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Bytes received, with the Ethernet header.
+    pub rx_bytes: u64,
+    /// Frames sent.
+    pub tx_packets: u64,
+    /// Bytes sent, with the Ethernet header.
+    pub tx_bytes: u64,
+    /// System calls to start transmission.
+    pub tx_kicks: u64,
+    /// Kicks answered by EAGAIN and repeated.
+    pub tx_retries: u64,
+    /// Frames the tx ring had no room for.
+    pub tx_ring_full: u64,
+    /// Dropped by the kernel before the socket (`xdp_statistics.rx_dropped`).
+    pub kernel_rx_dropped: u64,
+    /// Dropped because the rx ring was full (`xdp_statistics.rx_ring_full`).
+    pub kernel_rx_ring_full: u64,
+    /// Times the fill ring was empty (`xdp_statistics.rx_fill_ring_empty_descs`).
+    pub kernel_fill_empty: u64,
+    /// Invalid tx descriptors (`xdp_statistics.tx_invalid_descs`).
+    pub kernel_tx_invalid: u64,
+}

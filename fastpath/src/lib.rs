@@ -1,0 +1,27 @@
+//! The packet path of the fastpath dataplane: bytes in, bytes out.
+//!
+//! ```text
+//!  rx ─► parse ─► decap ─► source ─► flow ──hit───────────────► rewrite ─► encap ─► neighbor ─► tx
+//!                                     └─miss─► route ─(install flow)─┘
+//!        punt (ARP, NDP, not ours)        icmp (TTL, too big, unreachable)        drop(reason)
+//! ```
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`io`] | the [`io::Port`] seam and its implementations: AF_XDP, memory, pcap |
+//! | [`wire`] | packet formats: one file per protocol, checksums |
+//! | [`packet`] | per-packet metadata, addresses, flow keys |
+//! | [`graph`] | the vector of packets, the order of the nodes, drop reasons, runtime counters |
+//! | [`nodes`] | one file per graph node |
+//! | [`tables`] | flow table, longest-prefix match |
+//! | [`snapshot`] | what the control thread publishes: immutable tables of one generation |
+//! | [`worker`] | the pinned loop: rx, graph, tx, sleep |
+//! | [`engine`] | starts workers, publishes snapshots, moves ports |
+//! | [`stats`] | single-writer counters read by the control thread |
+
+pub mod graph;
+pub mod io;
+pub mod packet;
+pub mod snapshot;
+pub mod tables;
+pub mod wire;

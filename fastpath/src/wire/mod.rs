@@ -1,0 +1,2 @@
+//! Packet formats: one file per protocol.
+#![forbid(unsafe_code)]
