@@ -20,6 +20,15 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
 
+mod churn;
+mod cli;
+mod errors;
+mod forwarding;
 mod harness;
+mod interop;
+mod lifecycle;
+mod manifests;
+mod pinhole;
+mod security;
 mod selftest;
 mod traffic;
