@@ -62,7 +62,7 @@ impl Drop for Echo {
 fn datagram(sequence: u64, size: usize) -> Vec<u8> {
     let mut bytes = sequence.to_be_bytes().to_vec();
     bytes.extend(
-        (MIN_SIZE..size).map(|i| (sequence as usize).wrapping_mul(31).wrapping_add(i * 7).to_le_bytes()[0]),
+        (MIN_SIZE..size).map(|i| sequence.wrapping_mul(31).wrapping_add(i as u64 * 7).to_le_bytes()[0]),
     );
     bytes
 }
