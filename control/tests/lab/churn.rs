@@ -26,7 +26,7 @@ fn flows(lab: &Lab, pairs: &[(&str, &str, Family)]) -> Vec<(String, udp::Flow)> 
 fn lost_nothing(flows: Vec<(String, udp::Flow)>) {
     for (what, flow) in flows {
         let counts = flow.stop().unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert!(counts.sent > 500 && counts.lost() == 0 && counts.wrong == 0, "{what}: {counts:?}");
+        assert!(counts.sent > 200 && counts.lost() == 0 && counts.wrong == 0, "{what}: {counts:?}");
     }
 }
 
@@ -145,15 +145,10 @@ fn a_next_hop_changes_its_mac() {
         let lab = Lab::start(LabSpec { outer, ..LabSpec::default() });
         everything_crosses(&lab, "a1", "b1");
         let new = [0x02, 0xaa, 0, 0, 0, 0x42];
-        // The kernel announces it (arp_notify, ndisc_notify) when the link comes up again.
-        lab.node("b").ns.ip([
-            format!("link set {UPLINK} down"),
-            format!("link set {UPLINK} address {}", mac_text(new)),
-            format!("link set {UPLINK} up"),
-        ]);
-        // IPv6 addresses and routes go with the link.
-        let v6 = lab.node("b").ip(Family::V6);
-        lab.node("b").ns.exec("ip", &["addr", "replace", &format!("{v6}/64"), "dev", UPLINK, "nodad"]);
+        // A neighbour entry may not be overwritten within a second of its last update (`locktime`).
+        std::thread::sleep(Duration::from_millis(1200));
+        // The kernel of b announces it (arp_notify, ndisc_notify).
+        lab.node("b").ns.ip([format!("link set {UPLINK} address {}", mac_text(new))]);
         eventually("pods reach each other again", PATIENCE * 4, || {
             let (a, _, ip) = lab.between("a1", "b1", Family::V4);
             icmp::reachable(a, ip).then_some(())

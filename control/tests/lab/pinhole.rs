@@ -7,11 +7,10 @@ use nix::sys::signal::Signal;
 
 use crate::forwarding::everything_crosses;
 use crate::harness::lab::Lab;
-use crate::harness::ns::NetNs;
 use crate::harness::spec::{Family, GATEWAY_MAC, LabSpec, OUTSIDE, STALE_AFTER_MS, UPLINK, underlay};
 use crate::traffic::capture::{Capture, views};
-use crate::traffic::frame::VXLAN_PORT;
-use crate::traffic::{PATIENCE, eventually, icmp, tcp, udp};
+use crate::traffic::frame::{Addresses, VXLAN_PORT};
+use crate::traffic::{PATIENCE, eventually, icmp, tagged, tcp, udp};
 
 const VLAN: u16 = 7;
 
@@ -19,49 +18,42 @@ const VLAN: u16 = 7;
 struct NodeTraffic {
     streams: Vec<(String, tcp::Stream)>,
     flows: Vec<(String, udp::Flow)>,
+    tagged: Vec<(String, tagged::Flow)>,
 }
 
-fn vlan_address(number: u16, family: Family) -> std::net::IpAddr {
-    let text = match family {
-        Family::V4 => format!("10.7.0.{number}"),
-        Family::V6 => format!("fd07::{number}"),
-    };
-    text.parse().unwrap()
-}
-
-/// A VLAN between node `a` and the outside machine that has nothing to do with pods.
-fn add_vlan(ns: &NetNs, number: u16) {
-    let device = format!("{UPLINK}.{VLAN}");
-    ns.ip([
-        format!("link add link {UPLINK} name {device} type vlan id {VLAN}"),
-        format!("addr add {}/24 dev {device}", vlan_address(number, Family::V4)),
-        format!("addr add {}/64 dev {device} nodad", vlan_address(number, Family::V6)),
-        format!("link set {device} up"),
-    ]);
-    ns.exec("ethtool", &["-K", &device, "tx", "off"]);
+/// An address that no node, pod or route of the lab knows.
+fn vlan_address(family: Family) -> std::net::IpAddr {
+    match family {
+        Family::V4 => [10, 7, 0, 1].into(),
+        Family::V6 => "fd07::1".parse().unwrap(),
+    }
 }
 
 impl NodeTraffic {
     fn start(lab: &Lab) -> Self {
         let (node, outside) = (&lab.node("a").ns, &lab.outside);
-        let (mut streams, mut flows) = (Vec::new(), Vec::new());
+        let (mut streams, mut flows, mut tagged) = (Vec::new(), Vec::new(), Vec::new());
         for family in Family::BOTH {
             let here = lab.node("a").ip(family);
             let there = underlay(0, OUTSIDE, family);
-            let tagged = vlan_address(1, family);
             let pace = Duration::from_millis(5);
             streams.push((format!("{family:?} TCP in"), tcp::Stream::start(outside, node, here).unwrap()));
             streams.push((format!("{family:?} TCP out"), tcp::Stream::start(node, outside, there).unwrap()));
-            streams
-                .push((format!("{family:?} VLAN TCP"), tcp::Stream::start(outside, node, tagged).unwrap()));
             flows
                 .push((format!("{family:?} UDP"), udp::Flow::start(outside, node, here, 300, pace).unwrap()));
-            flows.push((
-                format!("{family:?} VLAN UDP"),
-                udp::Flow::start(outside, node, tagged, 300, pace).unwrap(),
-            ));
+            // In a VLAN the same addresses mean other machines: also those of our pods.
+            for (what, to) in [("unrelated", vlan_address(family)), ("a pod's", lab.pod("a1").ip(family))] {
+                let from = underlay(1, OUTSIDE, family);
+                let macs = (outside.mac(UPLINK), node.mac(UPLINK));
+                let inbound = Addresses { from_mac: macs.0, to_mac: macs.1, from, to };
+                let outbound = Addresses { from_mac: macs.1, to_mac: macs.0, from: to, to: from };
+                let start = |ends, addresses| tagged::Flow::start(ends, UPLINK, VLAN, addresses).unwrap();
+                tagged.push((format!("{family:?} VLAN in, {what} address"), start((outside, node), inbound)));
+                tagged
+                    .push((format!("{family:?} VLAN out, {what} address"), start((node, outside), outbound)));
+            }
         }
-        NodeTraffic { streams, flows }
+        NodeTraffic { streams, flows, tagged }
     }
 
     /// Everything open goes on, and everything new works: connections, neighbours, datagrams, the VLAN.
@@ -72,6 +64,9 @@ impl NodeTraffic {
         for (what, flow) in &self.flows {
             flow.must_progress(&format!("{when}: {what}"), 20);
         }
+        for (what, flow) in &self.tagged {
+            flow.must_progress(&format!("{when}: {what}"), 20);
+        }
         let (node, outside) = (&lab.node("a").ns, &lab.outside);
         for ns in [node, outside] {
             // ARP and NDP start again from nothing.
@@ -79,12 +74,7 @@ impl NodeTraffic {
         }
         for family in Family::BOTH {
             let (here, there) = (lab.node("a").ip(family), underlay(0, OUTSIDE, family));
-            for (from, to, address) in [
-                (outside, node, here),
-                (node, outside, there),
-                (outside, node, vlan_address(1, family)),
-                (node, outside, vlan_address(OUTSIDE, family)),
-            ] {
+            for (from, to, address) in [(outside, node, here), (node, outside, there)] {
                 assert!(icmp::reachable(from, address), "{when}: ping {address}");
                 udp::exchange(from, to, address, &[8, 1400])
                     .unwrap_or_else(|e| panic!("{when}: UDP {address}: {e}"));
@@ -127,8 +117,6 @@ fn passed_to_kernel(lab: &Lab) -> (usize, usize) {
 
 fn survives(on_failure: &'static str) {
     let mut lab = Lab::wire(LabSpec { on_failure, ..LabSpec::default() });
-    add_vlan(&lab.node("a").ns, 1);
-    add_vlan(&lab.outside, OUTSIDE);
     let traffic = NodeTraffic::start(&lab);
     traffic.must_flow(&lab, "before the daemon");
     lab.start_daemons();

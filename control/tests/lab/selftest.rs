@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::harness::lab::Lab;
-use crate::harness::node::plug;
+use crate::harness::node::{default_routes, plug};
 use crate::harness::spec::{
     Encap, Family, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, LabSpec, NodeSpec, UPLINK, VNI,
 };
@@ -193,6 +193,7 @@ fn nothing_is_left() {
         let lab = Lab::wire(kernel_pair());
         let guest = crate::harness::ns::NetNs::create(&format!("{}-guest", lab.fabric.name()));
         plug(&lab.spec, &guest, UPLINK, &lab.fabric, "to-guest", 1, 7);
+        default_routes(&guest, 1);
         assert!(icmp::reachable(&guest, lab.node("a").ip(Family::V4)));
         let prefix = lab.fabric.name().trim_end_matches("fabric").to_owned();
         assert!(names().iter().filter(|n| n.starts_with(&prefix)).count() >= 7);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::kernel;
 use super::manifest::{self, Manifests, PodManifest};
-use super::node::{Node, plug};
+use super::node::{Node, default_routes, plug};
 use super::ns::{self, NetNs};
 use super::pod::{Pod, Wiring};
 use super::spec::{Encap, Family, Kind, LabSpec, NodeSpec, OUTSIDE, ROUTER, UPLINK, underlay};
@@ -74,6 +74,7 @@ impl Lab {
         fabric.sysctl("ipv6/conf/all/forwarding", "1");
         let outside = NetNs::create(&format!("{prefix}-outside"));
         plug(&spec, &outside, UPLINK, &fabric, "to-outside", 0, OUTSIDE);
+        default_routes(&outside, 0);
 
         let mut lab =
             Lab { nodes: Vec::new(), pods: Vec::new(), outside, fabric, manifests, spec, prefix, root };

@@ -35,6 +35,7 @@ impl Node {
         let spec = lab.nodes[usize::from(number) - 1].clone();
         let ns = NetNs::create(&format!("{prefix}-node-{}", spec.name));
         plug(lab, &ns, UPLINK, fabric, &format!("to-{}", spec.name), spec.subnet, number);
+        default_routes(&ns, spec.subnet);
         let dir = root.join(spec.name);
         std::fs::create_dir_all(&dir).expect("make the node's folder");
         Node {
@@ -139,8 +140,12 @@ impl Drop for Node {
     }
 }
 
-/// Gives `ns` a device on the bridge of `subnet`, addressed as host `number`, with a way to the other
-/// subnet through the router.
+/// A way to everywhere through the router of `subnet`.
+pub(crate) fn default_routes(ns: &NetNs, subnet: u8) {
+    ns.ip(Family::BOTH.map(|f| format!("route add default via {}", underlay(subnet, ROUTER, f))));
+}
+
+/// Gives `ns` a device on the bridge of `subnet`, addressed as host `number`.
 pub(crate) fn plug(
     lab: &LabSpec,
     ns: &NetNs,
@@ -162,7 +167,6 @@ pub(crate) fn plug(
         })
         .into();
     lines.push(format!("link set {device} up"));
-    lines.extend(Family::BOTH.map(|f| format!("route add default via {}", underlay(subnet, ROUTER, f))));
     ns.ip(lines);
     // A veth hands over unfinished checksums and VLAN tags beside the frame; a real wire carries neither.
     ns.exec("ethtool", &["-K", device, "tx", "off", "txvlan", "off"]);

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,6 +34,7 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Capture {
     frames: Receiver<Seen>,
+    count: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,14 +45,30 @@ impl Capture {
     /// What an XDP program takes never reaches it: a frame
     /// seen here as received is one the program passed to the kernel.
     pub(crate) fn start(ns: &NetNs, device: &str) -> io::Result<Self> {
+        Capture::start_matching(ns, device, |_| true)
+    }
+
+    /// The same, of the frames `matching` accepts only.
+    pub(crate) fn start_matching(ns: &NetNs, device: &str, matching: fn(&Seen) -> bool) -> io::Result<Self> {
         let (fd, address) = ns.run(|| open(device))?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(0, 50_000))?;
         setsockopt(&fd, sockopt::RcvBufForce, &(16 << 20))?;
         let (sender, frames) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let stopping = stop.clone();
-        let thread = std::thread::spawn(move || record(&fd, address.ifindex(), &stopping, &sender));
-        Ok(Capture { frames, stop, thread: Some(thread) })
+        let count = Arc::new(AtomicU64::new(0));
+        let (stopping, counting) = (stop.clone(), count.clone());
+        let wanted = move |seen: &Seen| {
+            let wanted = matching(seen);
+            counting.fetch_add(wanted.into(), Ordering::Relaxed);
+            wanted
+        };
+        let thread = std::thread::spawn(move || record(&fd, address.ifindex(), &stopping, &sender, wanted));
+        Ok(Capture { frames, count, stop, thread: Some(thread) })
+    }
+
+    /// Frames recorded so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// First frame from now on (or not yet looked at) that `wanted` accepts, within `limit`.
@@ -124,13 +141,19 @@ fn open(device: &str) -> io::Result<(OwnedFd, LinkAddr)> {
     Ok((fd, address))
 }
 
-fn record(fd: &OwnedFd, ifindex: usize, stop: &AtomicBool, frames: &Sender<Seen>) {
+fn record(
+    fd: &OwnedFd,
+    ifindex: usize,
+    stop: &AtomicBool,
+    frames: &Sender<Seen>,
+    wanted: impl Fn(&Seen) -> bool,
+) {
     let mut buffer = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
         let Ok((len, Some(from))) = recvfrom::<LinkAddr>(fd.as_raw_fd(), &mut buffer) else { continue };
         if from.ifindex() == ifindex {
             let seen = Seen { outgoing: from.pkttype() == OUTGOING, bytes: buffer[..len].to_vec() };
-            if frames.send(seen).is_err() {
+            if wanted(&seen) && frames.send(seen).is_err() {
                 return;
             }
         }

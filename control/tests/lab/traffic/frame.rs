@@ -52,6 +52,12 @@ pub(crate) fn vxlan(outer: Addresses, vni: u32, inner: &[u8]) -> Vec<u8> {
     udp(outer, (50_000, VXLAN_PORT), &payload)
 }
 
+/// The frame with an 802.1Q tag of this VLAN.
+pub(crate) fn tagged(frame: &[u8], vlan: u16) -> Vec<u8> {
+    let (macs, rest) = frame.split_at(12);
+    [macs, &[0x81, 0], &vlan.to_be_bytes(), rest].concat()
+}
+
 /// An ARP request, as a host on the link sends it.
 pub(crate) fn arp_request(from_mac: Mac, from: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let arp = ArpPacket::new(

@@ -6,6 +6,7 @@
 pub(crate) mod capture;
 pub(crate) mod frame;
 pub(crate) mod icmp;
+pub(crate) mod tagged;
 pub(crate) mod tcp;
 pub(crate) mod udp;
 
