@@ -117,7 +117,12 @@ soon() {
     "$@"
 }
 
-is_ready() { fp "$1" status -o json | grep -Eq '"ready": ?true'; }
+# `status` ends with 1 while anything is degraded; readiness alone is asked here.
+is_ready() {
+    local status
+    status=$(fp "$1" status -o json) || true
+    grep -Eq '"ready": ?true' <<<"$status"
+}
 
 start_daemon() {
     local node=$1 pid
@@ -130,7 +135,8 @@ start_daemon() {
         tail -n 20 "$STATE/$node.log"
         return 1
     }
-    fp "$node" show ports -o json | grep -oE '"(native|generic)[a-z-]*"' | sort | uniq -c | tr -d '"\n'
+    fp "$node" show ports -o json | sed -nE 's/.*"mode": ?"([a-z-]+)".*/\1/p' | sort | uniq -c |
+        awk '{ printf "%s%d ports in %s mode", s, $1, $2; s = ", " } END { print "" }'
 }
 
 # ping POD ADDRESS: three times, all answered.
@@ -178,10 +184,7 @@ add_pod_under_traffic() {
 }
 
 # Drop counter of node a by name.
-drop_count() {
-    fp a show drops -o json | tr -d ' \n' | grep -oE "\"$1\"[^}]*\"packets\":[0-9]+" | grep -oE '[0-9]+$' |
-        awk '{ n += $1 } END { print n + 0 }'
-}
+drop_count() { fp a show drops --all | awk -v reason="$1" '$1 == reason { print $2 }'; }
 
 spoof() {
     local before after

@@ -17,7 +17,9 @@ fn every_topic_is_shown() {
     for topic in TOPICS {
         let table = cli.run(&["show", topic]);
         assert_eq!(table.code, 0, "{topic}: {}", table.stderr);
-        assert!(table.stdout.lines().count() > 1, "{topic}: {}", table.stdout);
+        // A header; and rows, unless there may be none: drops that did not happen are not in the table.
+        let least = if topic == "drops" { 1 } else { 2 };
+        assert!(table.stdout.lines().count() >= least, "{topic}: {}", table.stdout);
         let same = cli.run(&["show", topic, "-o", "table"]);
         assert_eq!(same.code, 0, "{topic}: {}", same.stderr);
         let json = cli.json(&["show", topic]);
@@ -92,7 +94,7 @@ fn no_daemon_is_an_error() {
         let mut all = vec!["--state-dir", "/nonexistent/fastpath"];
         all.extend(args);
         let out = fastpath(&all);
-        assert!(out.code > 0, "{out:?}");
+        assert_eq!(out.code, 3, "{out:?}");
         assert!(out.stdout.is_empty(), "{out:?}");
         assert!(out.stderr.contains("/nonexistent/fastpath"), "{out:?}");
         assert!(!out.stderr.contains("panicked"), "{out:?}");
@@ -102,7 +104,7 @@ fn no_daemon_is_an_error() {
 /// Wrong usage is told apart from failure, help teaches, the version is the crate's.
 #[test]
 fn usage_help_and_version() {
-    for args in [&["show", "nonsense"][..], &["nonsense"], &["status", "-o", "xml"], &["run"]] {
+    for args in [&["show", "nonsense"][..], &["nonsense"], &["status", "-o", "xml"]] {
         let out = fastpath(args);
         assert_eq!(out.code, 2, "{args:?}: {out:?}");
         assert!(out.stderr.contains("--help"), "{args:?}: {out:?}");

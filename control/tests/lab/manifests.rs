@@ -13,13 +13,13 @@ const SOON: Duration = Duration::from_secs(10);
 fn reported(lab: &Lab, file: &str, line: u32) {
     let place = format!("{file}:{line}");
     eventually(&format!("status names {place}"), SOON, || {
-        lab.node("a").cli().status().degraded().contains(&place).then_some(())
+        lab.node("a").cli().status().complaints().contains(&place).then_some(())
     });
 }
 
 fn no_complaint(lab: &Lab, file: &str) {
     eventually(&format!("status no longer names {file}"), SOON, || {
-        (!lab.node("a").cli().status().degraded().contains(file)).then_some(())
+        (!lab.node("a").cli().status().complaints().contains(file)).then_some(())
     });
 }
 
@@ -32,7 +32,7 @@ fn mistakes_keep_the_last_good_state() {
 
     lab.manifests.write("bad.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [\n");
     eventually("status names bad.yaml", SOON, || {
-        lab.node("a").cli().status().degraded().contains("bad.yaml").then_some(())
+        lab.node("a").cli().status().complaints().contains("bad.yaml").then_some(())
     });
     everything_crosses(&lab, "a1", "b1");
     lab.manifests.remove("bad.yaml");

@@ -69,24 +69,24 @@ impl Cli {
         self.try_json(args).unwrap_or_else(|| panic!("fastpath {args:?} -o json: {:?}", self.run(args)))
     }
 
-    /// `status`.
+    /// `status`; panics without a daemon.
     pub(crate) fn status(&self) -> Status {
-        Status(self.json(&["status"]))
+        self.try_status().unwrap_or_else(|| panic!("fastpath status: {:?}", self.run(&["status"])))
     }
 
     /// `status`, or `None` without a daemon.
     pub(crate) fn try_status(&self) -> Option<Status> {
-        self.try_json(&["status"]).map(Status)
+        // It ends with 1, and prints all the same, when the daemon is degraded.
+        let out = self.run(&["status", "-o", "json"]);
+        matches!(out.code, 0 | 1).then(|| serde_json::from_str(&out.stdout).ok().map(Status)).flatten()
     }
 
     /// Drop counters by name, over all workers and ports.
     pub(crate) fn drops(&self) -> BTreeMap<String, u64> {
         let mut drops = BTreeMap::new();
         for row in rows(&self.json(&["show", "drops"])) {
-            if let (Some(name), Some(count)) =
-                (text(&row, &["reason", "name"]), number(&row, &["packets", "count"]))
-            {
-                *drops.entry(name).or_default() += count;
+            if let (Some(name), Some(count)) = (row["reason"].as_str(), row["packets"].as_u64()) {
+                *drops.entry(name.to_owned()).or_default() += count;
             }
         }
         drops
@@ -100,11 +100,7 @@ impl Cli {
     /// Whether the endpoint with this address is attached and in force.
     pub(crate) fn endpoint_ready(&self, address: &str) -> bool {
         let Some(value) = self.try_json(&["show", "endpoints"]) else { return false };
-        rows(&value).iter().any(|row| {
-            // Its state is named; a pod whose device is missing is listed too.
-            contains_text(row, address)
-                && text(row, &["state"]).is_none_or(|s| matches!(s.as_str(), "ready" | "attached" | "up"))
-        })
+        rows(&value).iter().any(|row| contains_text(row, address) && row["state"] == "attached")
     }
 
     /// Whether any endpoint has this address.
@@ -113,27 +109,24 @@ impl Cli {
             .is_some_and(|value| rows(&value).iter().any(|row| contains_text(row, address)))
     }
 
-    /// Worker that serves a device, by `show ports`.
+    /// Worker that serves the first queue of a device, by `show ports`.
     pub(crate) fn worker_of(&self, device: &str) -> Option<u64> {
-        rows(&self.json(&["show", "ports"]))
-            .iter()
-            .find(|row| text(row, &["device", "interface", "name"]).as_deref() == Some(device))
-            .and_then(|row| number(row, &["worker"]))
+        let ports = self.json(&["show", "ports"]);
+        let row = rows(&ports).into_iter().find(|row| row["name"] == device)?;
+        row["queues"][0]["worker"].as_u64()
     }
 
-    /// XDP mode by device, by `show ports`.
+    /// XDP mode obtained by device, by `show ports`.
     pub(crate) fn modes(&self) -> BTreeMap<String, String> {
         rows(&self.json(&["show", "ports"]))
             .iter()
-            .filter_map(|row| {
-                Some((text(row, &["device", "interface", "name"])?, text(row, &["mode", "xdp_mode"])?))
-            })
+            .filter_map(|row| Some((row["name"].as_str()?.to_owned(), row["mode"].as_str()?.to_owned())))
             .collect()
     }
 
-    /// Number of flows in the table.
-    pub(crate) fn flow_count(&self) -> usize {
-        rows(&self.json(&["show", "flows"])).len()
+    /// Number of flows in the tables.
+    pub(crate) fn flow_count(&self) -> u64 {
+        self.json(&["show", "flows"])["total"].as_u64().unwrap_or(0)
     }
 }
 
@@ -147,14 +140,14 @@ impl Status {
         self.0["ready"] == true
     }
 
-    /// Snapshot generation in force.
+    /// Newest snapshot generation that every worker has acknowledged.
     pub(crate) fn generation(&self) -> u64 {
-        find_number(&self.0, "generation").unwrap_or(0)
+        self.0["acked_generation"].as_u64().unwrap_or(0)
     }
 
-    /// What is degraded, as text.
-    pub(crate) fn degraded(&self) -> String {
-        self.0["degraded"].to_string()
+    /// What is wrong, in the daemon and in its source, as text.
+    pub(crate) fn complaints(&self) -> String {
+        format!("degraded {}, problems {}", self.0["degraded"], self.0["problems"])
     }
 }
 
@@ -164,25 +157,6 @@ pub(crate) fn rows(value: &Value) -> Vec<Value> {
         Value::Array(rows) => rows.clone(),
         Value::Object(fields) => fields.values().find_map(Value::as_array).cloned().unwrap_or_default(),
         _ => Vec::new(),
-    }
-}
-
-fn text(row: &Value, keys: &[&str]) -> Option<String> {
-    keys.iter().find_map(|k| row[*k].as_str()).map(str::to_owned)
-}
-
-fn number(row: &Value, keys: &[&str]) -> Option<u64> {
-    keys.iter().find_map(|k| row[*k].as_u64())
-}
-
-fn find_number(value: &Value, key: &str) -> Option<u64> {
-    match value {
-        Value::Object(fields) => fields
-            .get(key)
-            .and_then(Value::as_u64)
-            .or_else(|| fields.values().find_map(|v| find_number(v, key))),
-        Value::Array(items) => items.iter().find_map(|v| find_number(v, key)),
-        _ => None,
     }
 }
 
