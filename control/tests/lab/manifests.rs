@@ -41,9 +41,9 @@ fn mistakes_keep_the_last_good_state() {
     // A good document first: the line of the second one is told.
     let good = lab.pod_manifest(lab.pod("a2"));
     let lines = u32::try_from(good.lines().count()).unwrap();
-    let bad_address = good.replace("10.77.1.12", "10.77.1.312");
+    let bad_address = good.replace("- ip: \"10.77.1.12\"", "- ip: \"10.77.1.312\"");
     assert_ne!(good, bad_address);
-    let line = u32::try_from(good.lines().position(|l| l.contains("podIP:")).unwrap()).unwrap() + 1;
+    let line = u32::try_from(bad_address.lines().position(|l| l.contains(".312")).unwrap()).unwrap() + 1;
     lab.manifests.write("pod-a2.yaml", &bad_address);
     reported(&lab, "pod-a2.yaml", line);
     std::thread::sleep(SILENCE);
