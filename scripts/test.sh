@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Runs every test. The last line is `N passed, N failed`; the exit code is not zero when any failed.
 #
-#   scripts/test.sh               everything but --deep; about ten minutes, and root for the lab
-#   scripts/test.sh --quick       what needs no root: formatting, lints, docs, unit and property tests
+#   scripts/test.sh               everything but what only --deep adds
+#   scripts/test.sh --quick       formatting, lints, docs, unit and property tests
 #   scripts/test.sh --lab [NAME]  lab tests only: all, or those whose name contains NAME, with their output
 #   scripts/test.sh --deep        everything, then Miri, sanitizers and the licence check
+#
+# Tests make network namespaces, attach XDP programs and open AF_XDP sockets: they run as root. As a normal
+# user this builds as you and asks sudo to run what was built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 . scripts/lib/setup.sh
 
-usage() { sed -n '2,7s/^# \{0,1\}//p' scripts/test.sh; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' scripts/test.sh; }
 
 mode=all
 lab_filter=()
@@ -81,13 +84,8 @@ provide_bpffs() {
     mounted_bpffs=yes
 }
 
-# The lab's program is built as the user and run as root, so that nothing in target/ belongs to root.
 lab() {
-    local program
-    cargo test -p fastpath-control --test lab --no-run 2>&1 | tee "$work/build" || return
-    program=$(sed -nE 's/^ *Executable .*lab.* \((.*)\)$/\1/p' "$work/build")
-    [ -x "$program" ] || return
-    as_root env RUST_BACKTRACE=1 "$program" --test-threads=1 "$@"
+    cargo test -p fastpath-control --test lab -- --test-threads=1 "$@"
 }
 
 # Nightly Rust with what Miri and the sanitizers need; an extra that not every machine can get.
@@ -126,7 +124,14 @@ deep() {
 
 title "Setting up"
 setup
-export CARGO_TERM_COLOR=never
+provide_bpffs
+export CARGO_TERM_COLOR=never RUST_BACKTRACE=${RUST_BACKTRACE:-1}
+if [ "$(id -u)" != 0 ]; then
+    # Cargo runs test programs by this; nothing in target/ comes to belong to root.
+    as_root true
+    triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
+fi
 
 if [ "$mode" != lab ]; then
     step "Formatting" cargo fmt --all --check
@@ -141,7 +146,6 @@ fi
 if [ "$mode" = all ] || [ "$mode" = deep ]; then
     step "XDP objects are what the source gives" scripts/build-xdp.sh --check
 fi
-[ "$mode" = quick ] || provide_bpffs
 case "$mode" in
     all | deep) tests "Lab" lab ;;
     lab) tests "Lab" lab --nocapture "${lab_filter[@]}" ;;
