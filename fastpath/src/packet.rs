@@ -231,7 +231,6 @@ fn low(v: u128) -> u64 {
 }
 
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the high half is what is wanted")]
 fn high(v: u128) -> u64 {
     (v >> 64) as u64
 }
