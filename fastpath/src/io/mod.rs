@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 pub mod frame;
 pub mod mem;
 pub mod pcap;
+pub mod xsk;
 
 pub use frame::{Exchange, Frame, Pool};
 

@@ -153,6 +153,7 @@ proptest! {
                 2 if !out.is_empty() => pools[side].put(out.swap_remove(n % out.len())),
                 3 if !out.is_empty() => {
                     let mut frame = out.swap_remove(n % out.len());
+                    frame.reset();
                     prop_assert!(frame.set_len(100) && frame.push(u16::try_from(n).unwrap()));
                     lent[side].push(holders[side].lend(frame).unwrap());
                 }

@@ -205,6 +205,7 @@ fn port_keeps_the_error_that_ended_it() {
     assert_eq!(pool.available(), 300);
 }
 
+#[expect(clippy::disallowed_types, reason = "a test looks at the file while the port has it")]
 #[derive(Clone, Default, Debug)]
 struct Shared(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
