@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use nix::libc;
 
 use super::route::{Hop, Lookup, ResolvedRoute, Route, RouteKind, Selector};
-use super::view::{Address, AddressState, Link, LinkKind, LinkRef, Neighbor, NudState, Scope};
+use super::view::{Address, AddressState, Link, LinkKind, LinkRef, Neighbor, NeighborKey, NudState, Scope};
 use super::wire::{
     AF_INET, AF_INET6, AF_UNSPEC, Attr, Message, NLM_F_ACK, NLM_F_DUMP, RTM_GETADDR, RTM_GETLINK,
     RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, Request, attrs,
@@ -147,7 +147,7 @@ impl Netlink {
     }
 
     /// All neighbours that [`neighbor`] accepts.
-    pub(super) fn neighbors(&mut self) -> Result<Vec<((u32, IpAddr), Neighbor)>, Error> {
+    pub(super) fn neighbors(&mut self) -> Result<Vec<(NeighborKey, Neighbor)>, Error> {
         let request = || Request::new(RTM_GETNEIGH, NLM_F_DUMP, &[0; NEIGHBOR_HEADER]);
         self.dump("list the neighbours", request, |m| {
             (m.kind == RTM_NEWNEIGH).then(|| neighbor(m.payload)).flatten()
@@ -352,7 +352,7 @@ fn route_kind(kind: u8) -> RouteKind {
 }
 
 /// A neighbour from `struct ndmsg` and its attributes; `None` for bridge entries, proxies and multicast.
-pub(super) fn neighbor(payload: &[u8]) -> Option<((u32, IpAddr), Neighbor)> {
+pub(super) fn neighbor(payload: &[u8]) -> Option<(NeighborKey, Neighbor)> {
     let family = *payload.first()?;
     let link = u32::try_from(i32_at(payload, 4)?).ok()?;
     let state = u16_at(payload, 8)?;

@@ -31,6 +31,7 @@ const A_FEATURES_HW: u16 = 2;
 const A_FEATURES_WANTED: u16 = 3;
 const A_FEATURES_ACTIVE: u16 = 4;
 const A_FEATURES_NOCHANGE: u16 = 5;
+const A_BITSET_NOMASK: u16 = 1;
 const A_BITSET_BITS: u16 = 3;
 const A_BITSET_BITS_BIT: u16 = 1;
 const A_BITSET_BIT_NAME: u16 = 2;
@@ -42,24 +43,33 @@ const A_CHANNELS_RX_COUNT: u16 = 6;
 const A_CHANNELS_TX_COUNT: u16 = 7;
 const A_CHANNELS_COMBINED_COUNT: u16 = 9;
 
-/// Names of the offloads the dataplane cares about (`netdev_features_strings` of the kernel).
-pub mod offload {
+/// A group of offloads that the dataplane cares about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
     /// Transmit checksums left to the device.
-    pub const TX_CHECKSUM: &[&str] =
-        &["tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6", "tx-checksum-sctp"];
-    /// Segmentation left to the device.
-    pub const SEGMENTATION: &[&str] = &[
-        "tx-generic-segmentation",
-        "tx-tcp-segmentation",
-        "tx-tcp6-segmentation",
-        "tx-tcp-ecn-segmentation",
-        "tx-tcp-mangleid-segmentation",
-        "tx-udp-segmentation",
-        "tx-sctp-segmentation",
-        "tx-gso-list",
-    ];
-    /// Received packets merged before anybody sees them.
-    pub const MERGE: &[&str] = &["rx-gro", "rx-gro-hw", "rx-lro", "rx-gro-list", "rx-udp-gro-forwarding"];
+    TxChecksum,
+    /// Segmentation left to the device (TSO, GSO, and of tunnels).
+    Segmentation,
+    /// Received packets merged before anybody sees them (GRO, LRO).
+    Merge,
+}
+
+impl Offload {
+    /// Whether the kernel's offload of this name (`netdev_features_strings`) is of the group.
+    ///
+    /// By pattern where the names have one: each kernel brings new kinds of segmentation.
+    #[must_use]
+    pub fn includes(self, name: &str) -> bool {
+        match self {
+            Self::TxChecksum => name.starts_with("tx-checksum-"),
+            Self::Segmentation => {
+                (name.starts_with("tx-") && name.ends_with("-segmentation")) || name == "tx-gso-list"
+            }
+            Self::Merge => {
+                matches!(name, "rx-gro" | "rx-gro-hw" | "rx-lro" | "rx-gro-list" | "rx-udp-gro-forwarding")
+            }
+        }
+    }
 }
 
 /// Queues of a device: of each kind, how many are in use and how many there can be.
@@ -262,12 +272,15 @@ impl Ethtool {
     }
 }
 
-/// Names of the bits that are set in a bit set in its verbose form, sent without a mask.
+/// Names of the bits that are set in a bit set in its verbose form.
 fn names(set: Attr<'_>) -> BTreeSet<String> {
+    // Without a mask only bits that are set are listed; with one, all of it, and those set are marked.
+    let list = set.nested().any(|a| a.kind == A_BITSET_NOMASK);
     set.nested()
         .filter(|a| a.kind == A_BITSET_BITS)
         .flat_map(Attr::nested)
         .filter(|a| a.kind == A_BITSET_BITS_BIT)
+        .filter(|bit| list || bit.nested().any(|a| a.kind == A_BITSET_BIT_VALUE))
         .filter_map(|bit| bit.nested().find(|a| a.kind == A_BITSET_BIT_NAME))
         .map(Attr::string)
         .collect()

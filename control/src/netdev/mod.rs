@@ -33,14 +33,14 @@ pub mod view;
 pub mod watch;
 mod wire;
 
-pub use ethtool::{Channels, Ethtool, Queues};
+pub use ethtool::{Channels, Ethtool, Offload, Queues};
 pub use neighbor::Resolver;
 pub use peer::Peer;
 pub use prepare::{Plan, Prepared, Preparer};
 pub use route::{Lookup, ResolvedRoute, Route};
 pub use socket::Netlink;
 pub use uplink::{Uplink, UplinkError, select_uplinks};
-pub use view::{Link, LinkKind, Neighbor, NetView, NudState};
+pub use view::{Link, LinkKind, Neighbor, NeighborKey, NetView, NudState};
 pub use watch::Watcher;
 
 /// What goes wrong with the kernel's network configuration.

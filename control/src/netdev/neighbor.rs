@@ -7,11 +7,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::decode::{self, NDA_DST, NDA_FLAGS_EXT, NDA_PROTOCOL, NTF_EXT_MANAGED, NTF_USE};
-use super::view::{Neighbor, NetView, NudState};
+use super::view::{Neighbor, NeighborKey as Key, NetView, NudState};
 use super::wire::{NLM_F_ACK, NLM_F_CREATE, RTM_GETNEIGH, RTM_NEWNEIGH, Request, family, ip_bytes};
 use super::{Error, Netlink};
 
@@ -20,9 +19,6 @@ pub const PROTOCOL: u8 = 0xfa;
 
 /// The same neighbour is asked for again no sooner than this.
 const RETRY: Duration = Duration::from_secs(2);
-
-/// A neighbour: the link it is on and its address.
-pub type Key = (u32, IpAddr);
 
 /// Keeps a set of neighbours resolved.
 #[derive(Debug)]
@@ -82,11 +78,11 @@ impl Resolver {
         let mut errors = Vec::new();
         self.adopt(view);
         for key in std::mem::take(&mut self.unwanted) {
-            if let Err(e) = self.release(key) {
-                if !e.is_gone() {
-                    self.unwanted.insert(key);
-                    errors.push(e);
-                }
+            if let Err(e) = self.release(key)
+                && !e.is_gone()
+            {
+                self.unwanted.insert(key);
+                errors.push(e);
             }
         }
         let now = Instant::now();
@@ -138,8 +134,9 @@ impl Resolver {
     }
 
     fn ask(&mut self, key: Key) -> Result<(), Error> {
-        // To use or manage an administrator's entry would make an ordinary one of it: look first.
-        if self.read(key)?.is_some_and(|n| is_fixed(&n)) {
+        // To use or manage an administrator's entry would make an ordinary one of it, and to manage what another
+        // program manages would make it ours: look first, for the view may be behind.
+        if self.read(key)?.is_some_and(|n| is_fixed(&n) || self.managed && n.managed) {
             return Ok(());
         }
         self.write(key, self.managed)?;

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::decode::{IFF_UP, LINK_HEADER};
-use super::ethtool::{Ethtool, Queues, offload};
+use super::ethtool::{Ethtool, Offload, Queues};
 use super::view::{Link, LinkKind};
 use super::wire::{NLM_F_ACK, RTM_NEWLINK, Request};
 use super::{Error, Netlink, netns};
@@ -33,24 +33,24 @@ pub struct Plan {
     pub up: bool,
     /// At least so many queues each way, as far as the device has them; 0 leaves them.
     pub queues: u32,
-    /// Offloads to switch off, by the kernel's names.
-    pub off: Vec<&'static str>,
+    /// Offloads to switch off.
+    pub off: Vec<Offload>,
 }
 
 impl Plan {
     /// For the host's end of a pod's veth. `generic` is the program's mode, `queues` the number of workers.
     #[must_use]
     pub fn pod(generic: bool, queues: u32) -> Self {
-        Self { up: true, queues, off: if generic { offload::MERGE.to_vec() } else { Vec::new() } }
+        Self { up: true, queues, off: if generic { vec![Offload::Merge] } else { Vec::new() } }
     }
 
     /// For the pod's end, in the pod's namespace.
     #[must_use]
     pub fn pod_end(generic: bool) -> Self {
-        let mut off = offload::TX_CHECKSUM.to_vec();
+        let mut off = vec![Offload::TxChecksum];
         if generic {
             // A native program has the kernel do this by itself.
-            off.extend(offload::SEGMENTATION);
+            off.push(Offload::Segmentation);
         }
         Self { up: false, queues: 0, off }
     }
@@ -60,11 +60,11 @@ impl Plan {
     pub fn uplink(kind: &LinkKind, generic: bool, queues: u32) -> Self {
         let mut off = Vec::new();
         if generic {
-            off.extend(offload::MERGE);
+            off.push(Offload::Merge);
         }
         if *kind == LinkKind::Veth {
-            off.extend(offload::TX_CHECKSUM);
-            off.extend(offload::SEGMENTATION);
+            off.push(Offload::TxChecksum);
+            off.push(Offload::Segmentation);
         }
         Self { up: false, queues, off }
     }
@@ -197,11 +197,12 @@ fn prepare(
 ) -> Result<Prepared, Error> {
     let mut notes = Vec::new();
     let features = tools.ethtool.features(link.index)?;
-    let off: BTreeMap<String, bool> = plan
-        .off
+    let is_off = |name: &str| plan.off.iter().any(|group| group.includes(name));
+    let off: BTreeMap<String, bool> = features
+        .wanted
         .iter()
-        .filter(|name| features.wanted.contains(**name) && features.changeable.contains(**name))
-        .map(|name| ((*name).to_owned(), false))
+        .filter(|name| is_off(name) && features.changeable.contains(*name))
+        .map(|name| (name.clone(), false))
         .collect();
     let channels = tools.ethtool.channels(link.index)?;
     let more = channels.map(|now| now.at_least(plan.queues)).filter(|more| Some(*more) != channels);
@@ -218,22 +219,22 @@ fn prepare(
     original.was_down |= raise;
     record.put(original)?;
 
-    if !off.is_empty() {
-        if let Err(e) = tools.ethtool.set_features(link.index, &off) {
-            refuse_gone(e, &mut notes)?;
-        }
+    if !off.is_empty()
+        && let Err(e) = tools.ethtool.set_features(link.index, &off)
+    {
+        refuse_gone(e, &mut notes)?;
     }
-    if let Some(more) = more {
-        if let Err(e) = tools.ethtool.set_channels(link.index, &more) {
-            refuse_gone(e, &mut notes)?;
-        }
+    if let Some(more) = more
+        && let Err(e) = tools.ethtool.set_channels(link.index, &more)
+    {
+        refuse_gone(e, &mut notes)?;
     }
     if raise {
         tools.netlink.set_up(&link, true)?;
     }
 
     let active = tools.ethtool.features(link.index)?.active;
-    let left: Vec<&str> = plan.off.iter().copied().filter(|name| active.contains(*name)).collect();
+    let left: Vec<&str> = active.iter().map(String::as_str).filter(|name| is_off(name)).collect();
     if !left.is_empty() {
         notes.push(format!("'{}' keeps these offloads on: {}", link.name, left.join(", ")));
     }

@@ -23,7 +23,7 @@ pub struct NetView {
     /// Routes of all tables.
     pub routes: Routes,
     /// Neighbours by interface index and address; no multicast, no proxy entries.
-    pub neighbors: BTreeMap<(u32, IpAddr), Neighbor>,
+    pub neighbors: BTreeMap<NeighborKey, Neighbor>,
 }
 
 /// A network device.
@@ -145,6 +145,9 @@ pub enum AddressState {
     /// Somebody else has it.
     Duplicate,
 }
+
+/// Names a neighbour: the link it is on, and its address.
+pub type NeighborKey = (u32, IpAddr);
 
 /// An entry of the neighbour table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,7 +282,7 @@ impl NetView {
     /// A neighbour goes from reachable to stale and back all day; nobody needs new tables for that.
     #[must_use]
     pub fn forwarding_eq(&self, other: &Self) -> bool {
-        fn essence(view: &NetView) -> impl Iterator<Item = (&(u32, IpAddr), Option<Mac>, bool)> {
+        fn essence(view: &NetView) -> impl Iterator<Item = (&NeighborKey, Option<Mac>, bool)> {
             view.neighbors
                 .iter()
                 .map(|(key, n)| (key, n.usable_mac(), n.state == NudState::Failed))

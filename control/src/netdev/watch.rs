@@ -358,10 +358,10 @@ impl State {
         if !matches!(m.kind, RTM_NEWLINK | RTM_DELLINK) {
             return;
         }
-        if let Some(ours) = decode::link_lower(m.payload) {
-            if self.view.links.get(&ours).is_some_and(|l| l.kind == LinkKind::Veth) {
-                self.peers.insert(ours);
-            }
+        if let Some(ours) = decode::link_lower(m.payload)
+            && self.view.links.get(&ours).is_some_and(|l| l.kind == LinkKind::Veth)
+        {
+            self.peers.insert(ours);
         }
     }
 }
