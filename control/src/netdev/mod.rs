@@ -12,7 +12,7 @@
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
 //! | [`netns`] | work in another network namespace |
 //!
-//! Everything is netlink: rtnetlink and the generic netlink family of ethtool, in a codec of our own ([`wire`]),
+//! Everything is netlink: rtnetlink and the generic netlink family of ethtool, in a codec of our own (`wire`),
 //! since an attribute unknown to it must never cost a link. A netlink socket belongs to the namespace of the thread
 //! that opens it.
 #![forbid(unsafe_code)]

@@ -3,7 +3,7 @@
 //! The kernel speaks ARP and NDP for us. Since Linux 5.16 an entry can be marked managed (`NTF_EXT_MANAGED`): the
 //! kernel then probes it for ever. Before, the resolver asks for it to be used (`NTF_USE`) whenever it is not
 //! reachable. Entries set by the administrator are left alone. What the kernel finds shows in the
-//! [`NetView`](super::NetView).
+//! [`NetView`].
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,6 +16,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
+
 use super::decode::{IFF_UP, LINK_HEADER};
 use super::ethtool::{Ethtool, Offload, Queues};
 use super::view::{Link, LinkKind};
@@ -176,8 +178,12 @@ impl Preparer {
         let done = match original.netns.as_deref() {
             None => restore(&mut self.tools, original),
             Some(path) => match netns::enter(path, || restore(&mut Tools::open()?, original)) {
-                // The pod is gone, and its device with it.
-                Err(Error::Netns { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                // The pod is gone, and its device with it; of its namespace a plain file may be left (EINVAL).
+                Err(Error::Netns { source, .. })
+                    if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) =>
+                {
+                    Ok(())
+                }
                 done => done,
             },
         };

@@ -228,6 +228,27 @@ fn the_pods_end_is_prepared_in_its_namespace() {
         let e = preparer.prepare_peer(cali0, Path::new("/etc/hostname"), &Plan::pod_end(false)).unwrap_err();
         assert!(matches!(&e, Error::Netns { .. }), "{e}");
 
+        // By the time of the restore another pod's end is at the same path and index, of the same name.
+        let path = state.0.join("netns");
+        let at = |ns: &Ns| {
+            let _ = std::fs::remove_file(&path);
+            std::os::unix::fs::symlink(ns.path(), &path).unwrap();
+        };
+        at(&pod);
+        preparer.prepare_peer(cali0, &path, &Plan::pod_end(false)).unwrap();
+        at(&stranger);
+        assert!(preparer.restore_all().is_empty());
+        assert_eq!(shown(&stranger, "eth0"), alike);
+        assert!(!state.record().exists());
+        // Or the path is left as a plain file.
+        at(&pod);
+        preparer.prepare_peer(cali0, &path, &Plan::pod_end(false)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let errors = preparer.restore_all();
+        assert!(errors.is_empty(), "{errors:?}");
+        pod.exec("ethtool -K eth0 tx on");
+
         // The pod ends before the daemon.
         preparer.prepare_peer(cali0, &pod.path(), &Plan::pod_end(false)).unwrap();
         drop(pod);

@@ -51,11 +51,11 @@ impl Original {
         }
     }
 
-    /// Whether this is about `link`: an index is used again, but not together with name or address.
+    /// Whether this is about `link`: an index is used again, and in every pod there is an `eth0`.
     pub(super) fn is_of(&self, link: &Link, netns: Option<&Path>) -> bool {
-        self.netns.as_deref() == netns
-            && self.index == link.index
-            && (self.name == link.name || self.mac == link.mac.as_ref().map(Mac::to_string))
+        let same_mac = self.mac == link.mac.as_ref().map(Mac::to_string);
+        let same_name = self.name == link.name && netns.is_none();
+        self.netns.as_deref() == netns && self.index == link.index && (same_mac || same_name)
     }
 
     fn is_empty(&self) -> bool {
