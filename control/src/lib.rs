@@ -6,6 +6,7 @@
 //! | [`source`] | where the model comes from: a folder of manifests |
 //! | [`model`] | the world as the dataplane sees it |
 //! | [`lines`] | the line each part of a manifest stands on |
+//! | [`netdev`] | the kernel's links, routes and neighbours; preparing devices |
 //! | [`daemon`] | `fastpath run` |
 //! | [`api`] | the daemon's unix socket: server, client, types |
 //! | [`cli`] | the command line |
@@ -18,4 +19,5 @@ pub mod daemon;
 pub mod lines;
 pub mod logging;
 pub mod model;
+pub mod netdev;
 pub mod source;
