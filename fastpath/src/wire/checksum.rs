@@ -1,7 +1,7 @@
 //! The Internet checksum: RFC 1071 in full, RFC 1624 by difference.
 #![forbid(unsafe_code)]
 
-use crate::packet::Ip;
+use crate::packet::{FlowKey, Ip, proto};
 
 /// A one's complement sum in progress.
 ///
@@ -160,6 +160,20 @@ pub fn apply_udp(check: u16, delta: u16) -> u16 {
 #[must_use]
 pub fn udp(check: u16) -> u16 {
     if check == 0 { 0xffff } else { check }
+}
+
+/// What turning `from` into `to` adds to the IPv4 header checksum and to the transport checksum.
+///
+/// ICMP has no pseudo-header, and of its two ports (both the identifier) one in the packet.
+#[must_use]
+pub fn rewrite_deltas(from: &FlowKey, to: &FlowKey) -> (u16, u16) {
+    let addresses = add(delta_ip(from.src, to.src), delta_ip(from.dst, to.dst));
+    let ports = delta16(from.sport, to.sport);
+    match from.proto {
+        proto::ICMP => (addresses, ports),
+        proto::ICMPV6 => (addresses, add(addresses, ports)),
+        _ => (addresses, add(addresses, add(ports, delta16(from.dport, to.dport)))),
+    }
 }
 
 #[cfg(test)]

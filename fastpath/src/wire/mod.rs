@@ -9,6 +9,7 @@
 //! | [`tcp`], [`udp`], [`sctp`] | RFC 9293, RFC 768, RFC 9260 |
 //! | [`icmp`], [`ndp`] | RFC 792 and RFC 4443, RFC 4861 |
 //! | [`vxlan`], [`ecn`] | RFC 7348 with the outer headers, RFC 6040 |
+//! | [`translate`] | a flow's transform applied to a packet in place |
 //! | [`checksum`], [`partial`] | RFC 1071 and RFC 1624, checksums a kernel left unfinished |
 //!
 //! # The contract
@@ -42,6 +43,7 @@ pub mod sctp;
 pub mod tcp;
 #[cfg(any(test, feature = "testgen"))]
 pub mod testgen;
+pub mod translate;
 pub mod udp;
 pub mod vxlan;
 
