@@ -39,7 +39,7 @@ fn dirty() -> Meta {
         l4: 99,
         l3_len: 99,
         proto: 99,
-        flags: 0xff & !flags::LOCAL_ORIGIN,
+        flags: !flags::LOCAL_ORIGIN,
         tcp_flags: 99,
         icmp_type: 99,
         icmp_code: 99,
@@ -184,18 +184,19 @@ fn oracle_v6(bytes: &[u8]) -> Verdict {
     if (at > 0 || more) && (more && len % 8 != 0 || at + len - 8 > 65_535) {
         return Err(malformed);
     }
-    if chain.proto == 58 && at == 0 {
-        if let Ok(icmp) = Icmpv6Slice::from_slice(upper) {
-            let punt = match icmp.type_u8() {
-                133..=137 => Some(Punt::Ndp),
-                130..=132 | 143 => Some(Punt::Mld),
-                _ => None,
-            };
-            match punt {
-                Some(_) if more => return drop(DropReason::MalformedTransport),
-                Some(punt) => return Err(Parsed::Punt(punt)),
-                None => {}
-            }
+    if chain.proto == 58
+        && at == 0
+        && let Ok(icmp) = Icmpv6Slice::from_slice(upper)
+    {
+        let punt = match icmp.type_u8() {
+            133..=137 => Some(Punt::Ndp),
+            130..=132 | 143 => Some(Punt::Mld),
+            _ => None,
+        };
+        match punt {
+            Some(_) if more => return drop(DropReason::MalformedTransport),
+            Some(punt) => return Err(Parsed::Punt(punt)),
+            None => {}
         }
     }
     let (src, dst) = (h.source_addr(), h.destination_addr());
