@@ -290,15 +290,22 @@ impl Repr {
     /// Writes the header with its checksum. The total length saturates at 65535.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) {
-        put(out, field::VER_IHL.start, &[0x45, self.tos]);
-        put(out, field::TTL.start, &[self.ttl, self.proto]);
+        let first = 0x4500 | u16::from(self.tos);
+        let total_len = super::len16(HEADER_LEN + usize::from(self.payload_len));
+        let flags_offset = if self.df { DF } else { 0 };
+        let hops = u16::from_be_bytes([self.ttl, self.proto]);
+        // From the values: reading back what was just written would wait for the stores.
+        let sum = Sum::ZERO.word(first).word(total_len).word(self.ident).word(flags_offset).word(hops);
+        let check = sum.four(self.src.v4_bytes()).four(self.dst.v4_bytes()).finish();
+        put(out, field::VER_IHL.start, &first.to_be_bytes());
+        put(out, field::TTL.start, &hops.to_be_bytes());
         let mut p = Packet::new_unchecked(out);
-        p.set_total_len(super::len16(HEADER_LEN + usize::from(self.payload_len)));
+        p.set_total_len(total_len);
         p.set_ident(self.ident);
-        p.set_flags_offset(if self.df { DF } else { 0 });
+        p.set_flags_offset(flags_offset);
+        p.set_checksum(check);
         p.set_src(self.src);
         p.set_dst(self.dst);
-        p.fill_checksum();
     }
 }
 

@@ -90,7 +90,7 @@ fn fast(rest: &[u8], offset: u16, meta: &mut Meta, key: &mut FlowKey) -> bool {
                 & Sum::ZERO.bytes(&get::<20>(h, 14)).verifies();
             let proto = get8(h, 23);
             let l4 = eth::HEADER_LEN + ipv4::HEADER_LEN;
-            if !common || !fast_transport(rest, l4, proto, total.saturating_sub(20), meta, key) {
+            if !common || !fast_transport(rest, l4, get(h, l4), proto, total.saturating_sub(20), meta, key) {
                 return false;
             }
             key.src = Ip::v4(src);
@@ -114,7 +114,7 @@ fn fast(rest: &[u8], offset: u16, meta: &mut Meta, key: &mut FlowKey) -> bool {
                 & unicast(dst[0]);
             let proto = get8(h, 20);
             let l4 = eth::HEADER_LEN + ipv6::HEADER_LEN;
-            if !common || !fast_transport(rest, l4, proto, payload, meta, key) {
+            if !common || !fast_transport(rest, l4, get(h, l4), proto, payload, meta, key) {
                 return false;
             }
             key.src = Ip::v6(src);
@@ -142,25 +142,28 @@ fn fill(meta: &mut Meta, offset: u16, l4: usize, l3_len: u16, bits: u8, ttl: u8,
     meta.frag = 0;
 }
 
-/// TCP or UDP at `l4`, `len` bytes to the packet's end: a `len` that is too small ends here.
+/// TCP or UDP at `l4`, `len` bytes to the packet's end: a `len` that is too small ends here. `head` is its first
+/// 8 bytes.
 #[inline(always)]
-fn fast_transport(rest: &[u8], l4: usize, proto: u8, len: u16, meta: &mut Meta, key: &mut FlowKey) -> bool {
-    let Some(ports) = rest.get(l4..).and_then(|b| b.first_chunk::<8>()) else {
-        return false;
-    };
+fn fast_transport(
+    rest: &[u8],
+    l4: usize,
+    head: [u8; 8],
+    proto: u8,
+    len: u16,
+    meta: &mut Meta,
+    key: &mut FlowKey,
+) -> bool {
     match proto {
         proto::TCP => {
-            let Some(h) = rest.get(l4..).and_then(|b| b.first_chunk::<{ tcp::HEADER_LEN }>()) else {
-                return false;
-            };
-            let header = u16::from(get8(h, 12) >> 4) * 4;
+            let header = u16::from(get8(rest, l4 + 12) >> 4) * 4;
             if header < 20 || header > len {
                 return false;
             }
-            meta.tcp_flags = get8(h, 13);
+            meta.tcp_flags = get8(rest, l4 + 13);
         }
         proto::UDP => {
-            let length = get16(ports, 4);
+            let length = get16(&head, 4);
             if length < 8 || length > len {
                 return false;
             }
@@ -168,8 +171,8 @@ fn fast_transport(rest: &[u8], l4: usize, proto: u8, len: u16, meta: &mut Meta, 
         }
         _ => return false,
     }
-    key.sport = get16(ports, 0);
-    key.dport = get16(ports, 2);
+    key.sport = get16(&head, 0);
+    key.dport = get16(&head, 2);
     key.proto = proto;
     true
 }

@@ -321,7 +321,13 @@ pub fn address(v6: bool) -> BoxedStrategy<Ip> {
 /// Unicast addresses of one family that may be forwarded.
 pub fn unicast(v6: bool) -> BoxedStrategy<Ip> {
     use super::address::{Scope, scope};
-    address(v6).prop_filter("a unicast address", |ip| scope(*ip) == Scope::Unicast).boxed()
+    address(v6)
+        .prop_map(move |ip| match (scope(ip), v6) {
+            (Scope::Unicast, _) => ip,
+            (_, true) => Ip::v6([0xfd; 16]),
+            (_, false) => Ip::v4([10; 4]),
+        })
+        .boxed()
 }
 
 fn ports() -> impl Strategy<Value = (u16, u16)> {
