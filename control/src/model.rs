@@ -136,6 +136,8 @@ pub struct Pod {
     pub interface: Option<String>,
     /// MAC address of its side of the veth, by annotation `fastpath.io/mac`.
     pub mac: Option<Mac>,
+    /// Path of its network namespace, by annotation `fastpath.io/netns`.
+    pub netns: Option<std::path::PathBuf>,
     /// Where it was read.
     pub origin: Origin,
 }

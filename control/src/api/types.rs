@@ -229,8 +229,6 @@ pub struct Flow {
     pub generation: u32,
     /// Where its packets leave: device, and node when through the overlay.
     pub egress: String,
-    /// Worker whose table it is in.
-    pub worker: u32,
 }
 
 /// Answer to `flows`.

@@ -113,7 +113,7 @@ pub(super) fn nodes(rows: &[Node]) -> String {
 }
 
 pub(super) fn flows(answer: &Flows) -> String {
-    let mut t = Columns::new(&["PROTO", "ORIGINAL", "REPLY", "STATE", "IDLE>", "GEN>", "WORKER>", "EGRESS"]);
+    let mut t = Columns::new(&["PROTO", "ORIGINAL", "REPLY", "STATE", "IDLE>", "GEN>", "EGRESS"]);
     for f in &answer.flows {
         t.row([
             f.proto.clone(),
@@ -122,7 +122,6 @@ pub(super) fn flows(answer: &Flows) -> String {
             f.state.clone(),
             format!("{}.{}s", f.idle_ms / 1000, f.idle_ms % 1000 / 100),
             f.generation.to_string(),
-            f.worker.to_string(),
             f.egress.clone(),
         ]);
     }

@@ -252,7 +252,7 @@ section! {
     /// Packet buffers and rings.
     "memory" Memory {
         /// Packet buffers of one worker.
-        "frames_per_worker" frames_per_worker: u32 = 16384, int(1024, 16_777_216);
+        "frames_per_worker" frames_per_worker: u32 = 32768, int(1024, 16_777_216);
         /// Size of a buffer in bytes; 4096 for an MTU above 1500.
         "frame_size" frame_size: u32 = 2048, power_of_two(2048, 4096);
         /// Descriptors of a socket's rx ring and of its fill ring.
@@ -267,9 +267,9 @@ section! {
 section! {
     /// The flow table.
     "flow" Flow {
-        /// IPv4 flows of one worker, at most; the table's memory is taken at start.
+        /// Entries of the IPv4 flow table, which all workers share; a flow takes two of 64 bytes. Taken at start.
         "entries_v4" entries_v4: u32 = 262_144, power_of_two(1024, 16_777_216);
-        /// IPv6 flows of one worker, at most; the table's memory is taken at start.
+        /// Entries of the IPv6 flow table, which all workers share; a flow takes two of 128 bytes. Taken at start.
         "entries_v6" entries_v6: u32 = 65_536, power_of_two(1024, 16_777_216);
         /// Whether a TCP segment in the middle of a connection may open a flow ("deny" drops it as `tcp_no_flow`).
         "tcp_pickup" tcp_pickup: TcpPickup = TcpPickup::Allow, OneOf;

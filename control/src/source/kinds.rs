@@ -92,6 +92,8 @@ impl Object {
 
 /// Host side of a pod's veth.
 const INTERFACE: &str = "fastpath.io/interface";
+/// Path of a pod's network namespace.
+const NETNS: &str = "fastpath.io/netns";
 /// MAC address of a pod's side of its veth.
 const POD_MAC: &str = "fastpath.io/mac";
 /// MAC address of a node's VTEP, whatever the outer family.
@@ -190,6 +192,10 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
     }
     let annotations = object.metadata.annotations.unwrap_or_default();
     let interface = annotations.get(INTERFACE).cloned();
+    let netns = annotations.get(NETNS).map(std::path::PathBuf::from);
+    if netns.as_ref().is_some_and(|p| !p.is_absolute()) {
+        faults.add(&annotation(NETNS), "must be an absolute path, as /run/netns/NAME");
+    }
     if let Some(Err(reason)) = interface.as_deref().map(names::device) {
         faults.add(&annotation(INTERFACE), reason);
     }
@@ -203,6 +209,7 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         ports,
         interface,
+        netns,
         mac,
         origin: doc.origin(),
     };
