@@ -1,0 +1,200 @@
+//! Things that come, go and change under traffic, and many of them.
+
+use std::time::Duration;
+
+use crate::forwarding::everything_crosses;
+use crate::harness::lab::Lab;
+use crate::harness::ns::NetNs;
+use crate::harness::spec::{Encap, Family, LabSpec, NodeSpec, UPLINK, mac_text};
+use crate::traffic::capture::{Capture, views};
+use crate::traffic::{PATIENCE, eventually, icmp, tcp, udp};
+
+/// A flow between each pair, a datagram a millisecond.
+fn flows(lab: &Lab, pairs: &[(&str, &str, Family)]) -> Vec<(String, udp::Flow)> {
+    pairs
+        .iter()
+        .map(|&(from, to, family)| {
+            let (a, b, ip) = lab.between(from, to, family);
+            // The first packet of a pair may wait for a neighbour to be resolved.
+            assert!(icmp::reachable(a, ip));
+            let flow = udp::Flow::start(a, b, ip, 200, Duration::from_millis(2)).unwrap();
+            (format!("{from} to {to} {family:?}"), flow)
+        })
+        .collect()
+}
+
+fn lost_nothing(flows: Vec<(String, udp::Flow)>) {
+    for (what, flow) in flows {
+        let counts = flow.stop().unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(counts.sent > 200 && counts.lost() == 0 && counts.wrong == 0, "{what}: {counts:?}");
+    }
+}
+
+/// Pods are added and removed, object first or device first, and the others lose no packet.
+#[test]
+fn pods_come_and_go_without_loss() {
+    for cores in [vec![], vec![0, 1]] {
+        let mut lab = Lab::start(LabSpec { cores, ..LabSpec::default() });
+        let running = flows(
+            &lab,
+            &[
+                ("a1", "b1", Family::V4),
+                ("a1", "a2", Family::V6),
+                ("b2", "a2", Family::V6),
+                ("b1", "b2", Family::V4),
+            ],
+        );
+        let (a, b, ip) = lab.between("a2", "b2", Family::V4);
+        let stream = tcp::Stream::start(a, b, ip).unwrap();
+        for round in 0..6 {
+            let added = lab.add_pod("a");
+            everything_crosses(&lab, "a1", &added);
+            everything_crosses(&lab, &added, "b1");
+            stream.must_progress("with the new pod", PATIENCE);
+            lab.remove_pod(&added, round % 2 == 1);
+        }
+        stream.must_progress("at the end", PATIENCE);
+        stream.stop().unwrap();
+        lost_nothing(running);
+        let complaints = lab.node("a").cli().status().complaints();
+        assert!(!complaints.contains("fp-a3"), "{complaints}");
+    }
+}
+
+/// A pod that goes while packets are on their way to it and from it.
+#[test]
+fn a_busy_pod_is_torn_out() {
+    let mut lab = Lab::start(LabSpec::default());
+    let others = flows(&lab, &[("a1", "b1", Family::V4), ("a1", "a2", Family::V6)]);
+    for _ in 0..3 {
+        let added = lab.add_pod("a");
+        let (a, b, ip) = lab.between("b2", &added, Family::V4);
+        let into = tcp::Stream::start(a, b, ip).unwrap();
+        let (a, b, ip) = lab.between(&added, "a2", Family::V6);
+        let from = udp::Flow::start(a, b, ip, 1000, Duration::from_millis(1)).unwrap();
+        into.must_progress("before", PATIENCE);
+        from.must_progress("before", 50);
+        lab.remove_pod(&added, true);
+        drop(into);
+        drop(from.stop());
+    }
+    lost_nothing(others);
+    assert!(lab.node("a").cli().status().ready());
+}
+
+/// The object may come before the device: the endpoint is attached when the device appears.
+#[test]
+fn the_device_may_come_later() {
+    let mut lab = Lab::start(LabSpec::default());
+    let added = lab.add_pod("a");
+    let text = lab.pod_manifest(lab.pod(&added));
+    lab.remove_pod(&added, false);
+    lab.manifests.write(&format!("pod-{added}.yaml"), &text);
+    eventually("the missing device is reported", PATIENCE * 2, || {
+        lab.node("a").cli().status().complaints().contains("fp-a3").then_some(())
+    });
+    let again = lab.add_pod("a");
+    assert_eq!(again, added);
+    everything_crosses(&lab, &again, "b1");
+    eventually("nothing is degraded", PATIENCE * 2, || {
+        (!lab.node("a").cli().status().complaints().contains("fp-a3")).then_some(())
+    });
+}
+
+/// 100 pods on one node: pairs among them, and with the other node, sampled.
+#[test]
+fn a_hundred_pods() {
+    let nodes = vec![NodeSpec::fastpath("a", 100), NodeSpec::fastpath("b", 2)];
+    let lab = Lab::start(LabSpec { nodes, cores: vec![0, 1], ..LabSpec::default() });
+    // Every pod sends to and hears from a few others: 7, 31 and 59 steps away on the ring of all pods.
+    let count = lab.pods.len();
+    for (index, from) in lab.pods.iter().enumerate() {
+        for (step, family) in [(7, Family::V4), (31, Family::V6), (59, Family::V4)] {
+            let to = &lab.pods[(index + step) % count];
+            assert!(icmp::reachable(&from.ns, to.ip(family)), "{} to {} {family:?}", from.name, to.name);
+        }
+        let to = &lab.pods[(index + 43) % count];
+        let family = if index % 2 == 0 { Family::V4 } else { Family::V6 };
+        let what = format!("{} to {} {family:?}", from.name, to.name);
+        udp::exchange(&from.ns, &to.ns, to.ip(family), &[64, 1300]).unwrap_or_else(|e| panic!("{what}: {e}"));
+        if index % 5 == 0 {
+            tcp::transfer(&from.ns, &to.ns, to.ip(family), 200_000, 200_000)
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
+    }
+    // Twenty streams at the same time.
+    let streams: Vec<_> = (0..20)
+        .map(|i| {
+            let (from, to) = (&lab.pods[i], &lab.pods[count - 1 - i]);
+            tcp::Stream::start(&from.ns, &to.ns, to.ip(Family::V4)).unwrap()
+        })
+        .collect();
+    for stream in &streams {
+        stream.must_progress("one of twenty", PATIENCE * 2);
+    }
+    for stream in streams {
+        stream.stop().unwrap();
+    }
+}
+
+/// The other node changes its MAC address: the kernel learns it, and so does the dataplane.
+#[test]
+fn a_next_hop_changes_its_mac() {
+    for outer in Family::BOTH {
+        let lab = Lab::start(LabSpec { outer, ..LabSpec::default() });
+        everything_crosses(&lab, "a1", "b1");
+        let new = [0x02, 0xaa, 0, 0, 0, 0x42];
+        // A neighbour entry may not be overwritten within a second of its last update (`locktime`).
+        std::thread::sleep(Duration::from_millis(1200));
+        // The kernel of b announces it (arp_notify, ndisc_notify).
+        lab.node("b").ns.ip([format!("link set {UPLINK} address {}", mac_text(new))]);
+        eventually("pods reach each other again", PATIENCE * 4, || {
+            let (a, _, ip) = lab.between("a1", "b1", Family::V4);
+            icmp::reachable(a, ip).then_some(())
+        });
+        let capture = Capture::start(&lab.fabric, "to-b").unwrap();
+        everything_crosses(&lab, "a1", "b1");
+        everything_crosses(&lab, "b2", "a2");
+        let seen = capture.stop();
+        let tunnelled: Vec<_> = views(&seen).filter(|(_, v)| v.vxlan().is_some()).collect();
+        assert!(!tunnelled.is_empty());
+        for (outgoing, v) in tunnelled {
+            assert_eq!(if outgoing { v.macs.0 } else { v.macs.1 }, new);
+        }
+    }
+}
+
+/// The way to the other node's subnet changes from one router to another.
+#[test]
+fn a_route_changes() {
+    let nodes = vec![NodeSpec::fastpath("a", 1), NodeSpec::fastpath("b", 1).in_other_subnet()];
+    let lab = Lab::start(LabSpec { nodes, encap: Encap::CrossSubnet, ..LabSpec::default() });
+    // A second router between the subnets.
+    let router = NetNs::create(&format!("{}2", lab.fabric.name()));
+    for subnet in [0, 1] {
+        crate::harness::node::plug(
+            &lab.spec,
+            &router,
+            &format!("r{subnet}"),
+            &lab.fabric,
+            &format!("to-r{subnet}"),
+            subnet,
+            253,
+        );
+    }
+    router.sysctl("ipv4/ip_forward", "1");
+    everything_crosses(&lab, "a1", "b1");
+    let carried = || router.link_counter("r0", "rx", "packets");
+    let before = carried();
+    everything_crosses(&lab, "a1", "b1");
+    assert!(carried() < before + 50, "the second router carries nothing yet");
+    lab.node("a").ns.exec("ip", &["route", "replace", "192.168.78.0/24", "via", "192.168.77.253"]);
+    let before = carried();
+    eventually("the second router carries it", PATIENCE * 2, || {
+        everything_crosses(&lab, "a1", "b1");
+        (carried() > before + 100).then_some(())
+    });
+    lab.node("a").ns.exec("ip", &["route", "del", "192.168.78.0/24"]);
+    std::thread::sleep(Duration::from_millis(500));
+    everything_crosses(&lab, "a1", "b1");
+}

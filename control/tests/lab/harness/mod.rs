@@ -1,0 +1,11 @@
+//! The lab: nodes and pods as network namespaces, an underlay between them, one daemon per node.
+
+pub(crate) mod cli;
+pub(crate) mod daemon;
+pub(crate) mod kernel;
+pub(crate) mod lab;
+pub(crate) mod manifest;
+pub(crate) mod node;
+pub(crate) mod ns;
+pub(crate) mod pod;
+pub(crate) mod spec;

@@ -1,0 +1,34 @@
+//! Lab tests: real veths, real sockets, real daemons, in network namespaces. They need root.
+//!
+//! `scripts/test.sh --lab NAME` runs one of them. A lab (`harness`) is made from a spec: nodes and pods are
+//! namespaces, an underlay joins the nodes, each node of ours runs the daemon this workspace builds, the
+//! others are Linux alone. `traffic` talks between them. Labs name everything by the process that made
+//! them, so that several can run side by side; whatever happens, they leave nothing behind.
+//!
+//! | Module | Shows |
+//! |---|---|
+//! | `selftest` | the helpers themselves, over the kernel's own forwarding |
+//! | `forwarding` | everybody reaches everybody: encapsulations, families, sizes, 1 GB, checksums, workers |
+//! | `interop` | a node of ours and a node of Linux alone in one overlay |
+//! | `errors` | TTL, unreachable, too big, path MTU, ARP and NDP |
+//! | `security` | what may not pass is dropped by name |
+//! | `pinhole` | the node's own traffic, whatever becomes of the daemon |
+//! | `lifecycle` | restart, graceful stop, several daemons |
+//! | `churn` | pods, routes and neighbours that come and go under traffic; 100 pods |
+//! | `manifests` | the folder of YAML: changes, mistakes |
+//! | `cli` | exit codes, JSON, help |
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
+
+mod churn;
+mod cli;
+mod errors;
+mod forwarding;
+mod harness;
+mod interop;
+mod lifecycle;
+mod manifests;
+mod pinhole;
+mod security;
+mod selftest;
+mod traffic;

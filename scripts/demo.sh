@@ -1,0 +1,284 @@
+#!/usr/bin/env bash
+# Two nodes, seven pods, one daemon per node, on this machine: pods talk, and every step is checked.
+#
+#   scripts/demo.sh          install what is missing, build, show, remove everything again
+#   scripts/demo.sh --keep   leave it up and print commands to try
+#   scripts/demo.sh --down   remove what --keep left
+#
+# Nodes and pods are network namespaces (fpdemo-*); nothing outside of them is touched. Exits with 1
+# when any check fails. Root is needed for namespaces and XDP: as a normal user it builds as you and asks
+# sudo for the rest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/setup.sh
+. scripts/lib/setup.sh
+# shellcheck source=scripts/lib/nodes.sh
+. scripts/lib/nodes.sh
+
+STATE=/run/fastpath-demo
+BINARY=$PWD/target/release/fastpath
+
+keep=
+action=up
+built=
+for argument in "$@"; do
+    case "$argument" in
+        --keep) keep=yes ;;
+        --down) action=down ;;
+        --built) built=yes ;;
+        -h | --help) sed -n '2,10s/^# \{0,1\}//p' scripts/demo.sh && exit 0 ;;
+        *) die "unknown argument: $argument (allowed: --keep, --down, --help)" ;;
+    esac
+done
+
+# --- before root --------------------------------------------------------------------------------
+
+if [ "$action" = up ] && [ -z "$built" ]; then
+    title "Setting up and building"
+    setup
+    cargo build --release --quiet -p fastpath-control
+    good "built" "$("$BINARY" version | head -n1)"
+fi
+if [ "$(id -u)" != 0 ]; then
+    arguments=(--built)
+    [ -z "$keep" ] || arguments+=(--keep)
+    [ "$action" = up ] || arguments+=(--down)
+    as_root "$PWD/scripts/demo.sh" "${arguments[@]}"
+    exit
+fi
+
+# --- taking down --------------------------------------------------------------------------------
+
+# Ends the process whose id is in a file, if it still is what it was.
+end_process() {
+    local pid
+    pid=$(cat "$1")
+    [ -e "/proc/$pid" ] && grep -qa "$2" "/proc/$pid/cmdline" || return 0
+    kill "$pid"
+    for _ in $(seq 100); do
+        [ -e "/proc/$pid" ] || return 0
+        sleep 0.1
+    done
+    kill -9 "$pid" || true
+}
+
+take_down() {
+    local file
+    for file in "$STATE"/*.pid; do
+        [ -e "$file" ] || continue
+        end_process "$file" "$(basename "$file" .pid | sed 's/-.*//')"
+    done
+    remove_nodes
+    # What a killed daemon leaves pinned.
+    for file in "$STATE"/pin_dir.*; do
+        [ -e "$file" ] || continue
+        rm -rf "$(cat "$file")"
+    done
+    [ ! -e "$STATE/mounted-bpffs" ] || umount /sys/fs/bpf || true
+    rm -rf "$STATE"
+}
+
+leftovers() {
+    ls -d "$STATE" /run/netns/"$PREFIX"-* 2>/dev/null || true
+    ps -eo pid=,args= | awk -v b="$BINARY" '$2 == b' || true
+}
+
+if [ "$action" = down ]; then
+    take_down
+    note "removed"
+    exit
+fi
+
+# --- helpers of the steps -----------------------------------------------------------------------
+
+# check TEXT COMMAND…: one line; the last line of the command's output is what was seen.
+check() {
+    local text=$1 output
+    shift
+    if output=$("$@" 2>&1); then
+        good "$text" "$(tail -n1 <<<"$output")"
+    else
+        bad "$text" "$(tail -n3 <<<"$output" | tr '\n' ' ')"
+    fi
+}
+
+fp() {
+    local node=$1
+    shift
+    "$BINARY" --state-dir "$STATE/$node" "$@"
+}
+
+# Waits up to ten seconds for a command to succeed.
+soon() {
+    for _ in $(seq 100); do
+        "$@" >/dev/null 2>&1 && return
+        sleep 0.1
+    done
+    "$@"
+}
+
+# `status` ends with 1 while anything is degraded; readiness alone is asked here.
+is_ready() {
+    local status
+    status=$(fp "$1" status -o json) || true
+    grep -Eq '"ready": ?true' <<<"$status"
+}
+
+start_daemon() {
+    local node=$1 pid
+    setsid nsenter --net="$(netns "node-$node")" -- "$BINARY" run --config "$STATE/node-$node.toml" \
+        >"$STATE/$node.log" 2>&1 </dev/null &
+    pid=$!
+    echo "$pid" >"$STATE/fastpath-$node.pid"
+    sed -nE 's/^pin_dir *= *"(.*)"/\1/p' "$STATE/node-$node.toml" >"$STATE/pin_dir.$node"
+    soon is_ready "$node" || {
+        tail -n 20 "$STATE/$node.log"
+        return 1
+    }
+    fp "$node" show ports -o json | sed -nE 's/.*"mode": ?"([a-z-]+)".*/\1/p' | sort | uniq -c |
+        awk '{ printf "%s%d ports in %s mode", s, $1, $2; s = ", " } END { print "" }'
+}
+
+# ping POD ADDRESS: three times, all answered.
+pings() {
+    soon in_ns "$1" ping -c1 -W1 "$2" || return
+    in_ns "$1" ping -c3 -i0.1 -W1 "$2" | sed -nE 's/^rtt.* = [0-9.]*\/([0-9.]*)\/.*/3 of 3 answered, \1 ms/p' | grep .
+}
+
+hops() { in_ns "$1" traceroute -n -q1 -w2 -m5 "$2" | awk 'NR > 1 { printf "%s%s", s, $2; s = " → " } END { print "" }'; }
+traces() {
+    local path
+    path=$(hops "$1" "$2")
+    echo "$path"
+    [[ $path == *"$2" && $path != *'*'* ]]
+}
+
+# throughput FROM TO ADDRESS [iperf3 options…]: three seconds of TCP.
+throughput() {
+    local from=$1 to=$2 address=$3 server gbits
+    shift 3
+    in_ns "$to" iperf3 -s -1 >/dev/null 2>&1 &
+    server=$!
+    sleep 0.3
+    gbits=$(in_ns "$from" iperf3 -c "$address" -t3 -f g "$@" | awk '/receiver/ { print $(NF-2), $(NF-1) }') || true
+    kill "$server" 2>/dev/null || true
+    wait "$server" 2>/dev/null || true
+    echo "$gbits"
+    awk '{ exit !($1 > 0) }' <<<"$gbits"
+}
+
+add_pod_live() {
+    make_pod a4 a
+    cp configs/demo/live/*.yaml "$STATE/manifests/"
+    soon in_ns b1 ping -c1 -W1 "$(pod4 a4)"
+}
+
+# A pod is added while two others talk; the two must not notice.
+add_pod_under_traffic() {
+    in_ns a1 ping -q -i0.01 -c400 -W1 "$(pod4 b1)" >"$STATE/ping.txt" &
+    local pinger=$!
+    sleep 0.5
+    add_pod_live
+    wait "$pinger"
+    grep -oE '400 packets transmitted, 400 received, 0% packet loss' "$STATE/ping.txt"
+}
+
+# Drop counter of node a by name.
+drop_count() { fp a show drops --all | awk -v reason="$1" '$1 == reason { print $2 }'; }
+
+spoof() {
+    local before after
+    before=$(drop_count source_not_own)
+    ip -n "$PREFIX-a1" addr add 10.77.1.99/32 dev eth0
+    if in_ns a1 ping -c3 -i0.1 -W1 -I 10.77.1.99 "$(pod4 b1)" >/dev/null; then
+        echo "answered!"
+        return 1
+    fi
+    ip -n "$PREFIX-a1" addr del 10.77.1.99/32 dev eth0
+    after=$(drop_count source_not_own)
+    echo "source_not_own: $before, then $after"
+    [ "$after" -ge $((before + 3)) ]
+}
+
+# --- the demo -----------------------------------------------------------------------------------
+
+end() {
+    local code=$?
+    if [ -z "$keep" ] || [ "$code" -gt 1 ]; then
+        take_down
+    fi
+    exit "$code"
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+take_down
+mkdir -p "$STATE"
+if ! mountpoint -q /sys/fs/bpf; then
+    mount -t bpf bpf /sys/fs/bpf
+    touch "$STATE/mounted-bpffs"
+fi
+
+title "Two nodes, three pods each, a daemon per node"
+make_nodes
+for pod in 1 2 3; do
+    make_pod "a$pod" a
+    make_pod "b$pod" b
+done
+cp -r configs/demo/manifests "$STATE/manifests"
+cp configs/demo/node-a.toml configs/demo/node-b.toml "$STATE/"
+good "namespaces and veths made" "node-a: 192.168.77.1 fd77::1, node-b: 192.168.77.2 fd77::2"
+check "node-a: daemon ready, XDP attached" start_daemon a
+check "node-b: daemon ready, XDP attached" start_daemon b
+
+title "Pod to pod on one node"
+check "a1 → a2, IPv4" pings a1 "$(pod4 a2)"
+check "a1 → a2, IPv6" pings a1 "$(pod6 a2)"
+
+title "Pod to pod across VXLAN"
+check "a1 → b1, IPv4" pings a1 "$(pod4 b1)"
+check "a1 → b1, IPv6" pings a1 "$(pod6 b1)"
+check "b3 → a2, IPv4" pings b3 "$(pod4 a2)"
+check "the hops answer: a1 → b1, IPv4" traces a1 "$(pod4 b1)"
+check "the hops answer: a1 → b1, IPv6" traces a1 "$(pod6 b1)"
+
+title "A pod added live"
+check "a4 added, and a1 → b1 loses no packet meanwhile" add_pod_under_traffic
+check "b1 → a4, IPv4" pings b1 "$(pod4 a4)"
+check "a4 → b2, IPv6" pings a4 "$(pod6 b2)"
+
+title "Throughput (iperf3, TCP, 3 s)"
+check "a1 → a2, one node" throughput a1 a2 "$(pod4 a2)"
+check "a1 → b1, VXLAN, IPv4" throughput a1 b1 "$(pod4 b1)"
+check "a1 → b1, VXLAN, IPv6" throughput a1 b1 "$(pod6 b1)"
+check "b2 → a2, VXLAN, 4 streams" throughput b2 a2 "$(pod4 a2)" -P4
+
+title "What is not allowed is dropped by name"
+check "a1 sends from an address that is not its own" spoof
+
+title "fastpath show runtime, node-a"
+fp a show runtime
+title "fastpath show drops, node-a"
+fp a show drops
+
+if [ -n "$keep" ]; then
+    title "It stays up. Try (as root):"
+    sed 's/^/  /' <<END
+fp="$BINARY --state-dir $STATE/a"
+\$fp status; \$fp show endpoints; \$fp show flows; \$fp show ports; \$fp show neighbors
+nsenter --net=$(netns a1) ping $(pod4 b1)
+nsenter --net=$(netns a1) traceroute -n $(pod6 b1)
+nsenter --net=$(netns b1) iperf3 -s &  nsenter --net=$(netns a1) iperf3 -c $(pod4 b1)
+ls $STATE/manifests          # edit, add or remove a pod: applied at once
+tail -f $STATE/a.log
+scripts/demo.sh --down       # remove it all
+END
+else
+    title "Taking down"
+    take_down
+    check "nothing is left" test -z "$(leftovers)"
+fi
+
+printf '\n%d checks passed, %d failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]

@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# Nodes and pods of the demo as network namespaces, dual stack. Sourced by demo.sh; needs root.
+
+PREFIX=fpdemo
+GATEWAY4=169.254.1.1
+GATEWAY6=fe80::ecee:eeff:feee:eeee
+
+netns() { echo "/run/netns/$PREFIX-$1"; }
+
+# Runs a command inside a node or a pod. Not `ip netns exec`: in its private mount namespace, what a
+# daemon pins in bpffs would vanish with it.
+in_ns() {
+    local name=$1
+    shift
+    nsenter --net="$(netns "$name")" -- "$@"
+}
+
+make_ns() {
+    ip netns add "$PREFIX-$1"
+    in_ns "$1" sysctl -q -w net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
+        net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
+    ip -n "$PREFIX-$1" link set lo up
+}
+
+# Two nodes with a wire between them. A veth hands over unfinished checksums, a real wire does not.
+make_nodes() {
+    local node
+    make_ns node-a
+    make_ns node-b
+    ip -n "$PREFIX-node-a" link add up-a type veth peer name up-b netns "$PREFIX-node-b"
+    for node in a:1 b:2; do
+        local name=${node%:*} number=${node#*:}
+        ip -n "$PREFIX-node-$name" addr add "192.168.77.$number/24" dev "up-$name"
+        ip -n "$PREFIX-node-$name" addr add "fd77::$number/64" dev "up-$name" nodad
+        ip -n "$PREFIX-node-$name" link set "up-$name" up
+        in_ns "node-$name" ethtool -K "up-$name" tx off >/dev/null
+    done
+}
+
+# make_pod NAME NODE: e.g. a1 on a is 10.77.1.11 and fd00:77:1::11, behind fp-a1.
+make_pod() {
+    local name=$1 node=$2
+    make_ns "$name"
+    ip -n "$PREFIX-node-$node" link add "fp-$name" mtu 1450 type veth \
+        peer name eth0 mtu 1450 netns "$PREFIX-$name"
+    ip -n "$PREFIX-node-$node" link set "fp-$name" up
+    ip -n "$PREFIX-$name" addr add "$(pod4 "$name")/32" dev eth0
+    ip -n "$PREFIX-$name" addr add "$(pod6 "$name")/128" dev eth0 nodad
+    ip -n "$PREFIX-$name" link set eth0 up
+    ip -n "$PREFIX-$name" route add "$GATEWAY4" dev eth0 scope link
+    ip -n "$PREFIX-$name" route add default via "$GATEWAY4" dev eth0
+    ip -n "$PREFIX-$name" -6 route add "$GATEWAY6" dev eth0
+    ip -n "$PREFIX-$name" -6 route add default via "$GATEWAY6" dev eth0
+    in_ns "$name" ethtool -K eth0 tx off >/dev/null
+}
+
+node_number() { case "$1" in a*) echo 1 ;; *) echo 2 ;; esac; }
+pod4() { echo "10.77.$(node_number "$1").1${1:1}"; }
+pod6() { echo "fd00:77:$(node_number "$1")::1${1:1}"; }
+
+# Removes every namespace of the demo; veths go with them.
+remove_nodes() {
+    local path
+    for path in /run/netns/"$PREFIX"-*; do
+        [ -e "$path" ] || continue
+        ip netns del "${path##*/}"
+    done
+}

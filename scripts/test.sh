@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# Runs every test. The last line is `N passed, N failed`; the exit code is not zero when any failed.
+#
+#   scripts/test.sh               everything but what only --deep adds
+#   scripts/test.sh --quick       formatting, lints, docs, unit and property tests
+#   scripts/test.sh --lab [NAME]  lab tests only: all, or those whose name contains NAME, with their output
+#   scripts/test.sh --deep        everything, then Miri, sanitizers and the licence check
+#
+# Tests make network namespaces, attach XDP programs and open AF_XDP sockets: they run as root. As a normal
+# user this builds as you and asks sudo to run what was built.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/setup.sh
+. scripts/lib/setup.sh
+
+usage() { sed -n '2,10s/^# \{0,1\}//p' scripts/test.sh; }
+
+mode=all
+lab_filter=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --quick) mode=quick ;;
+        --deep) mode=deep ;;
+        --lab)
+            mode=lab
+            if [ $# -gt 1 ]; then
+                lab_filter=("$2")
+                shift
+            fi
+            ;;
+        -h | --help) usage && exit 0 ;;
+        *) usage >&2 && exit 2 ;;
+    esac
+    shift
+done
+
+# What Miri and the sanitizers run of the crate `fastpath`: code that calls no C and no kernel.
+# (The flow table, other tables, wire formats, the memory port and the frames it lends.)
+DEEP_FILTERS=(tables:: wire:: io::mem io::frame)
+DEEP_TARGET=x86_64-unknown-linux-gnu
+
+work=$(mktemp -d)
+mounted_bpffs=
+finish() {
+    rm -rf "$work"
+    [ -z "$mounted_bpffs" ] || as_root umount /sys/fs/bpf || true
+}
+trap finish EXIT
+
+# A check that passes or fails as a whole.
+step() {
+    local name=$1
+    shift
+    title "$name"
+    if "$@"; then good "$name"; else bad "$name"; fi
+}
+
+# A command that prints libtest's results: its tests are counted one by one.
+tests() {
+    local name=$1 log=$work/log ok=0 counted_passed counted_failed
+    shift
+    title "$name"
+    "$@" 2>&1 | tee "$log" || ok=$?
+    read -r counted_passed counted_failed < <(
+        sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed;.*/\1 \2/p' "$log" |
+            awk '{ p += $1; f += $2 } END { print p + 0, f + 0 }'
+    )
+    passed=$((passed + counted_passed))
+    failed=$((failed + counted_failed))
+    if [ "$ok" != 0 ] && [ "$counted_failed" = 0 ]; then
+        # It did not build, or it died: no result line says so.
+        bad "$name" "ended with code $ok"
+    elif [ "$counted_passed" = 0 ] && [ "$counted_failed" = 0 ]; then
+        bad "$name" "no test ran"
+    else
+        note "$name: $counted_passed passed, $counted_failed failed"
+    fi
+}
+
+# The BPF file system holds what the daemon pins; one that is mounted for the tests goes with them.
+provide_bpffs() {
+    mountpoint -q /sys/fs/bpf && return
+    as_root mount -t bpf bpf /sys/fs/bpf
+    mounted_bpffs=yes
+}
+
+lab() {
+    cargo test -p fastpath-control --test lab -- --test-threads=1 "$@"
+}
+
+# Nightly Rust with what Miri and the sanitizers need; an extra that not every machine can get.
+nightly() {
+    command -v rustup >/dev/null || return
+    cargo +nightly miri --version >/dev/null 2>&1 ||
+        rustup toolchain install nightly --profile minimal --component miri --component rust-src >/dev/null 2>&1
+    cargo +nightly miri --version >/dev/null 2>&1 &&
+        [ -d "$(rustc +nightly --print sysroot)/lib/rustlib/src/rust/library" ]
+}
+
+sanitized() {
+    local kind=$1
+    shift
+    CARGO_TARGET_DIR=target/$kind RUSTFLAGS="-Zsanitizer=$kind" PROPTEST_CASES=${PROPTEST_CASES:-32} \
+        cargo +nightly test -Zbuild-std --target "$DEEP_TARGET" -p fastpath --lib -- "$@"
+}
+
+deep() {
+    if nightly; then
+        tests "Miri" env PROPTEST_CASES="${PROPTEST_CASES:-4}" \
+            MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p fastpath --lib -- "${DEEP_FILTERS[@]}"
+        tests "Address sanitizer" sanitized address "${DEEP_FILTERS[@]}"
+        tests "Thread sanitizer" sanitized thread "${DEEP_FILTERS[@]}"
+    else
+        title "Miri and sanitizers"
+        note "NOT RUN: they need nightly Rust with miri and rust-src, which rustup could not install here"
+    fi
+    if command -v cargo-deny >/dev/null || cargo install --locked cargo-deny --root target/tools; then
+        step "Licences and advisories" env PATH="$PWD/target/tools/bin:$PATH" cargo deny --all-features check
+    else
+        title "Licences and advisories"
+        note "NOT RUN: cargo-deny is not installed and could not be"
+    fi
+}
+
+title "Setting up"
+setup
+provide_bpffs
+export CARGO_TERM_COLOR=never RUST_BACKTRACE=${RUST_BACKTRACE:-1}
+if [ "$(id -u)" != 0 ]; then
+    # Cargo runs test programs by this; nothing in target/ comes to belong to root.
+    as_root true
+    triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
+fi
+
+if [ "$mode" != lab ]; then
+    step "Formatting" cargo fmt --all --check
+    step "Lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
+    step "Lints of the lab" cargo clippy -p fastpath-control --test lab --quiet -- -D warnings
+    step "Documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet --document-private-items
+    if command -v shellcheck >/dev/null; then
+        step "Shell scripts" shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run
+    fi
+    tests "Unit and property tests" cargo test --workspace --no-fail-fast
+fi
+if [ "$mode" = all ] || [ "$mode" = deep ]; then
+    step "XDP objects are what the source gives" scripts/build-xdp.sh --check
+fi
+case "$mode" in
+    all | deep) tests "Lab" lab ;;
+    lab) tests "Lab" lab --nocapture "${lab_filter[@]}" ;;
+esac
+if [ "$mode" = deep ]; then
+    deep
+fi
+
+printf '\n%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]
