@@ -183,7 +183,7 @@ fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::BUSY) => ": another AF_XDP socket holds this queue",
         Some(rustix::io::Errno::NODEV) => ": no such device in this network namespace",
-        Some(rustix::io::Errno::INVAL) => ": no such queue, or not possible with this device",
+        Some(rustix::io::Errno::INVAL) => ": no such queue, or this process has a port there already",
         Some(rustix::io::Errno::OPNOTSUPP) => ": its driver cannot do that",
         Some(rustix::io::Errno::PERM) => ": needs CAP_NET_RAW and CAP_NET_ADMIN",
         _ => "",

@@ -276,13 +276,10 @@ impl XskPort {
             return;
         }
         // Half or more gone since the last refill: bursts are larger than the target.
-        if missing * 2 > self.fill_target && self.rx_held > 0 {
+        if missing * 2 > self.fill_target && self.stats.rx_filled > 0 {
             self.fill_target = (self.fill_target * 2).min(self.fill_max);
         }
-        // Scarce frames are for the quiet ports' minimum first.
-        let scarce = matches!(self.source, Source::Shared(_)) && pool.available() < pool.share() / 8;
-        let target = if scarce { self.fill_target.min(FILL_FLOOR) } else { self.fill_target };
-        let missing = target.saturating_sub(self.rx_held);
+        let missing = self.fill_target.saturating_sub(self.rx_held).min(self.affordable(pool));
         let room = self.rings.fill.nb_free(u32::try_from(missing).unwrap_or(u32::MAX)) as usize;
         self.tx_descs.clear();
         for _ in 0..missing.min(room).min(self.tx_descs.capacity()) {
@@ -306,6 +303,17 @@ impl XskPort {
         debug_assert_eq!(filled, self.tx_descs.len());
         self.rx_held += filled;
         self.stats.rx_filled += filled as u64;
+    }
+
+    /// Most frames to take from `pool`: its last eighth is for the minimum of every port.
+    fn affordable(&self, pool: &Pool) -> usize {
+        match self.source {
+            Source::Private(_) => self.spare.len(),
+            Source::Shared(_) => {
+                let surplus = pool.available().saturating_sub(pool.share() / 8);
+                surplus.max(FILL_FLOOR.saturating_sub(self.rx_held))
+            }
+        }
     }
 
     /// Makes the kernel look at the fill ring, and poll the device when busy polling.

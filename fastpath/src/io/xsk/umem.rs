@@ -29,6 +29,8 @@ const HUGE_PAGE: u32 = 2 << 20;
 /// How long `open` waits for the kernel to finish the release of a socket that had the queue before: its pool
 /// is freed by deferred work, after the last packet in flight.
 const BUSY_RETRIES: u32 = 200;
+/// The same for the anchor, which has somewhere else to go.
+const ANCHOR_RETRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The memory that all copy-mode ports of the process share.
@@ -235,7 +237,7 @@ fn open_rings(umem: &XskUmem, config: &OpenConfig, bind: BindFlags, retries: u32
 /// Binds the socket that shared memory is registered with, see [`Umem`].
 fn anchor(memory: &mut Memory) -> Result<(Rings, Option<File>), XskError> {
     let config = OpenConfig { rx_ring: 2, tx_ring: 2, ..OpenConfig::new("lo", 0) };
-    let lo = match memory.register(&config, BindFlags::XDP_COPY, 0) {
+    let lo = match memory.register(&config, BindFlags::XDP_COPY, ANCHOR_RETRIES) {
         Ok(rings) => return Ok((rings, None)),
         Err(XskError::Open { source, .. }) => source,
         Err(other) => return Err(other),
