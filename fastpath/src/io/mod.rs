@@ -38,7 +38,7 @@ pub trait Port: Send {
     /// Counters since the port was opened.
     fn stats(&self) -> PortStats;
 
-    /// Ends receiving and gives every frame the port still holds back to `pool`.
+    /// Ends receiving and gives every frame the port still holds back to `pool`. May block and allocate.
     fn close(self: Box<Self>, pool: &mut Pool);
 }
 

@@ -26,6 +26,8 @@ const BATCH: usize = 256;
 const FILL_FLOOR: usize = 64;
 /// And to a busy one: what a veth's queue (256) and one NAPI budget (64) can deliver between two refills.
 const FILL_CEILING: usize = 320;
+/// A new port gets at most this part of the frames that are left, or the floor.
+const FILL_PART: usize = 16;
 /// Frames that a port on shared memory keeps to copy packets of private memory into, as it meets them: from
 /// the floor to the ceiling by doubling, and none after so many refills without such a packet.
 const SPARE_FLOOR: usize = 32;
@@ -84,8 +86,9 @@ pub struct XskPort {
 
 impl XskPort {
     pub(super) fn new(
-        rings: Rings,
+        // Parameters drop last to first: on an error the rings go before the memory they are on.
         mut source: Source,
+        rings: Rings,
         config: &OpenConfig,
         umem: &UmemConfig,
     ) -> Result<Self, XskError> {
@@ -126,7 +129,7 @@ impl XskPort {
             comp_ring: umem.completion_ring as usize,
             rx_held: 0,
             tx_held: 0,
-            fill_target: floor.min(fill_max),
+            fill_target: floor.min(fill_max).max(1),
             fill_max,
             tx_pending: false,
             link: Link::Up,
@@ -287,11 +290,17 @@ impl XskPort {
         if missing < self.fill_target / 8 || missing == 0 {
             return;
         }
-        // Half or more gone since the last refill: bursts are larger than the target.
-        if missing * 2 > self.fill_target && self.stats.rx_filled > 0 {
+        let surplus = self.surplus(pool);
+        if self.stats.rx_filled == 0 {
+            // Where frames are plenty, start with many: no burst is lost to the growing. A port gets no more than
+            // a part of what is left, so that hundreds can be opened.
+            self.fill_target = (surplus / FILL_PART).clamp(self.fill_target, self.fill_max);
+        } else if missing * 2 > self.fill_target {
+            // More than half gone since the last refill: bursts are larger than the target.
             self.fill_target = (self.fill_target * 2).min(self.fill_max);
         }
-        let missing = self.fill_target.saturating_sub(self.rx_held).min(self.affordable(pool));
+        let missing = self.fill_target.saturating_sub(self.rx_held);
+        let missing = missing.min(surplus.max(FILL_FLOOR.saturating_sub(self.rx_held)));
         let room = self.rings.fill.nb_free(u32::try_from(missing).unwrap_or(u32::MAX)) as usize;
         self.tx_descs.clear();
         for _ in 0..missing.min(room).min(self.tx_descs.capacity()) {
@@ -337,14 +346,11 @@ impl XskPort {
         }
     }
 
-    /// Most frames to take from `pool`: its last eighth is for the minimum of every port.
-    fn affordable(&self, pool: &Pool) -> usize {
+    /// Frames to be had for more than the minimum: the last eighth of a pool is for the minimum of every port.
+    fn surplus(&self, pool: &Pool) -> usize {
         match self.source {
             Source::Private(_) => self.spare.len(),
-            Source::Shared(_) => {
-                let surplus = pool.available().saturating_sub(pool.share() / 8);
-                surplus.max(FILL_FLOOR.saturating_sub(self.rx_held))
-            }
+            Source::Shared(_) => pool.reachable().saturating_sub(pool.share() / 8),
         }
     }
 
@@ -484,8 +490,10 @@ impl Port for XskPort {
         stats
     }
 
-    /// Take the socket out of the XSKMAP first: no packet is on its way to it then. Waits up to 20 ms for packets
-    /// in flight.
+    /// Take the socket out of the XSKMAP first: no packet is on its way to it then.
+    ///
+    /// Not for a worker's loop: it waits up to 20 ms for packets in flight, and then for the kernel to unbind the
+    /// socket (an RCU grace period). Let the control thread do it, with an empty pool on the workers' exchange.
     fn close(mut self: Box<Self>, pool: &mut Pool) {
         // A driver may send a packet from the frame itself (IFF_TX_SKB_NO_LINEAR, as virtio_net does): only the
         // completion says that it is done. On a veth it is a copy, and the wait is over at once.
