@@ -193,7 +193,8 @@ pub struct Pool {
 impl Pool {
     /// Takes the worker's share of the region's frames.
     ///
-    /// `exchange` is common to all workers; it must have room for all frames of the region.
+    /// `exchange` is common to all workers; it must have room for all frames of the region. A pool of no frames
+    /// passes all it is given to the exchange: for a thread that only closes ports.
     #[must_use]
     pub fn new(mut frames: Vec<Frame>, exchange: Exchange) -> Self {
         let share = frames.len();
@@ -238,6 +239,13 @@ impl Pool {
     #[must_use]
     pub fn available(&self) -> usize {
         self.free.len()
+    }
+
+    /// Frames that [`Pool::get`] can give: those of the exchange too, looked at only when this pool runs low.
+    #[must_use]
+    pub fn reachable(&self) -> usize {
+        let free = self.free.len();
+        if free * 2 > self.share { free } else { free + self.exchange.len() }
     }
 
     /// Frames this pool was made with; what it holds above that number goes to the exchange.

@@ -38,7 +38,7 @@ pub trait Port: Send {
     /// Counters since the port was opened.
     fn stats(&self) -> PortStats;
 
-    /// Ends receiving and gives every frame the port still holds back to `pool`.
+    /// Ends receiving and gives every frame the port still holds back to `pool`. May block and allocate.
     fn close(self: Box<Self>, pool: &mut Pool);
 }
 
@@ -57,7 +57,7 @@ pub struct PortStats {
     pub tx_kicks: u64,
     /// Kicks answered by EAGAIN and repeated.
     pub tx_retries: u64,
-    /// Frames the tx ring had no room for.
+    /// Frames the tx ring had no room for, counted at each attempt.
     pub tx_ring_full: u64,
     /// Frames refused before the tx ring: shorter than an Ethernet header.
     pub tx_invalid: u64,

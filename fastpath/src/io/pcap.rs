@@ -1,4 +1,4 @@
-//! Classic pcap files (draft-ietf-opsawg-pcap): reader, writer, and a [`Port`] that replays and records.
+//! Classic pcap files (draft-ietf-opsawg-pcap): reader, writer, and a [`Port`](super::Port) that replays and records.
 //!
 //! Reads both byte orders and both time resolutions; writes little endian with nanoseconds. Link type Ethernet only.
 //! Not read: pcapng, and files whose frames carry an FCS.

@@ -210,8 +210,12 @@ fn pool_sends_its_surplus_to_the_exchange_without_growing() {
     let mut all: Vec<_> = std::iter::from_fn(|| pool.get()).collect();
     assert_eq!(all.len(), 8);
     assert!(pool.get().is_none());
+    let mut closer = Pool::new(Vec::new(), exchange.clone());
+    all.drain(..5).for_each(|frame| closer.put(frame));
+    assert_eq!((closer.available(), exchange.len(), pool.reachable()), (0, 5, 5));
     all.drain(..).for_each(|frame| pool.put(frame));
-    assert_eq!(pool.available() + exchange.len(), 8);
+    assert_eq!((pool.available(), pool.reachable()), (3, 3));
+    assert!(closer.get().is_some());
 }
 
 #[test]

@@ -89,9 +89,9 @@ pub struct OpenConfig {
     /// Most frames the kernel gets for receiving, read or not; 0 for the default.
     ///
     /// Default in copy mode: 320. A veth queues 256 packets and its NAPI delivers 64 more in one go, so that is
-    /// what can arrive while the worker is busy with others. A quiet port gets 64 only, and more as bursts demand
-    /// it: hundreds of pods would otherwise lock up all frames. In zero copy: the whole fill ring, which is what
-    /// drivers stock their hardware ring from.
+    /// what can arrive while the worker is busy with others. Where frames are scarce (320 are more than 1/16 of
+    /// those left) a port starts with less, down to 64, and gets more as bursts demand it: hundreds of pods would
+    /// otherwise lock up all frames. In zero copy: the whole fill ring, which drivers stock their own ring from.
     pub fill_target: u32,
     /// Busy polling; `None` leaves reception to the kernel's own scheduling.
     pub busy_poll: Option<BusyPoll>,
@@ -183,7 +183,7 @@ fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::BUSY) => ": another AF_XDP socket holds this queue",
         Some(rustix::io::Errno::NODEV) => ": no such device in this network namespace",
-        Some(rustix::io::Errno::INVAL) => ": no such queue, or not possible with this device",
+        Some(rustix::io::Errno::INVAL) => ": no such queue, or this process has a port there already",
         Some(rustix::io::Errno::OPNOTSUPP) => ": its driver cannot do that",
         Some(rustix::io::Errno::PERM) => ": needs CAP_NET_RAW and CAP_NET_ADMIN",
         _ => "",

@@ -8,6 +8,7 @@
 use core::time::Duration;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -25,14 +26,19 @@ const BATCH: usize = 256;
 const FILL_FLOOR: usize = 64;
 /// And to a busy one: what a veth's queue (256) and one NAPI budget (64) can deliver between two refills.
 const FILL_CEILING: usize = 320;
-/// Frames kept by a port on shared memory to copy packets of private memory into, once it has seen any.
-const SPARE: usize = BATCH;
+/// A new port gets at most this part of the frames that are left, or the floor.
+const FILL_PART: usize = 16;
+/// Frames that a port on shared memory keeps to copy packets of private memory into, as it meets them: from
+/// the floor to the ceiling by doubling, and none after so many refills without such a packet.
+const SPARE_FLOOR: usize = 32;
+const SPARE_CEILING: usize = BATCH;
+const SPARE_REFILLS: u32 = 1 << 16;
 /// Shortest frame the kernel can send: an Ethernet header.
 const SHORTEST: usize = 14;
 /// Kicks in a row that may send nothing before the rest is left to the next `tx` or `refill`.
 const STALLED_KICKS: u32 = 4;
-/// Refills between two attempts to send on a device that is down.
-const DOWN_PAUSE: u32 = 1024;
+/// Time between two attempts to send on a device that is down.
+const DOWN_PAUSE: Duration = Duration::from_millis(100);
 /// How long `close` waits for packets in flight: until the kernel has let go of them.
 const CLOSE_POLLS: u32 = 200;
 const CLOSE_PAUSE: Duration = Duration::from_micros(100);
@@ -41,8 +47,8 @@ const CLOSE_PAUSE: Duration = Duration::from_micros(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Link {
     Up,
-    /// ENETDOWN; counts refills until the next attempt.
-    Down(u32),
+    /// ENETDOWN; when that was.
+    Down(Instant),
     /// ENXIO: the device is gone, for good.
     Gone,
 }
@@ -71,7 +77,8 @@ pub struct XskPort {
     tx_descs: Vec<FrameDesc>,
     /// Frames of this port's memory to copy packets of other memory into; all free frames when it is private.
     spare: Vec<Frame>,
-    wants_spare: bool,
+    spare_target: usize,
+    spare_unused: u32,
     /// Frames done with in `tx`, which has no pool.
     returns: Vec<Frame>,
     stats: PortStats,
@@ -79,8 +86,9 @@ pub struct XskPort {
 
 impl XskPort {
     pub(super) fn new(
-        rings: Rings,
+        // Parameters drop last to first: on an error the rings go before the memory they are on.
         mut source: Source,
+        rings: Rings,
         config: &OpenConfig,
         umem: &UmemConfig,
     ) -> Result<Self, XskError> {
@@ -107,9 +115,9 @@ impl XskPort {
         let (floor, ceiling) = if zero_copy { (fill_ring, fill_ring) } else { (FILL_FLOOR, FILL_CEILING) };
         let fill_max =
             if config.fill_target == 0 { ceiling } else { config.fill_target as usize }.min(fill_ring);
-        let (spare, wants_spare) = match &mut source {
-            Source::Shared(_) => (Vec::with_capacity(SPARE), false),
-            Source::Private(private) => (core::mem::take(&mut private.free), true),
+        let spare = match &mut source {
+            Source::Shared(_) => Vec::with_capacity(SPARE_CEILING),
+            Source::Private(private) => core::mem::take(&mut private.free),
         };
         Ok(Self {
             holder: source.memory().region.holder(),
@@ -121,14 +129,15 @@ impl XskPort {
             comp_ring: umem.completion_ring as usize,
             rx_held: 0,
             tx_held: 0,
-            fill_target: floor.min(fill_max),
+            fill_target: floor.min(fill_max).max(1),
             fill_max,
             tx_pending: false,
             link: Link::Up,
             rx_descs: vec![FrameDesc::default(); BATCH].into(),
             tx_descs: Vec::with_capacity((config.tx_ring as usize).max(BATCH)),
             spare,
-            wants_spare,
+            spare_target: 0,
+            spare_unused: 0,
             returns: Vec::with_capacity(2 * BATCH),
             stats: PortStats::default(),
             rings,
@@ -186,7 +195,7 @@ impl XskPort {
                     self.stats.tx_errors += 1;
                     self.link = match e {
                         Errno::NXIO | Errno::NODEV => Link::Gone,
-                        Errno::NETDOWN => Link::Down(DOWN_PAUSE),
+                        Errno::NETDOWN => Link::Down(Instant::now()),
                         _ => Link::Up,
                     };
                     break;
@@ -207,15 +216,20 @@ impl XskPort {
 
     /// How many of the first `max` of `frames` can be taken now: those of other memory need a frame to copy into.
     fn acceptable(&mut self, frames: &[Frame], max: usize) -> usize {
-        let mut copies = self.spare.len().min(self.returns.capacity() - self.returns.len());
+        let mut copies = self.spare.len();
+        let mut returns = self.returns.capacity() - self.returns.len();
         let mut n = 0;
         for frame in frames.iter().take(max) {
-            if !self.holder.region().contains(frame) || frame.len() < SHORTEST {
-                self.wants_spare = true;
-                if copies == 0 {
+            let short = frame.len() < SHORTEST;
+            if short || !self.holder.region().contains(frame) {
+                if !short && copies == 0 {
+                    self.spare_target = (self.spare_target * 2).clamp(SPARE_FLOOR, SPARE_CEILING);
+                }
+                if returns == 0 || (!short && copies == 0) {
                     break;
                 }
-                copies -= 1;
+                returns -= 1;
+                copies -= usize::from(!short);
             }
             n += 1;
         }
@@ -236,6 +250,7 @@ impl XskPort {
                 let copy = self.spare.pop().and_then(|mut copy| copy.fill(foreign.data()).then_some(copy));
                 self.returns.push(foreign);
                 self.stats.tx_copied += 1;
+                self.spare_unused = 0;
                 copy.and_then(|copy| self.holder.lend(copy).ok())
             }
         };
@@ -275,14 +290,17 @@ impl XskPort {
         if missing < self.fill_target / 8 || missing == 0 {
             return;
         }
-        // Half or more gone since the last refill: bursts are larger than the target.
-        if missing * 2 > self.fill_target && self.rx_held > 0 {
+        let surplus = self.surplus(pool);
+        if self.stats.rx_filled == 0 {
+            // Where frames are plenty, start with many: no burst is lost to the growing. A port gets no more than
+            // a part of what is left, so that hundreds can be opened.
+            self.fill_target = (surplus / FILL_PART).clamp(self.fill_target, self.fill_max);
+        } else if missing * 2 > self.fill_target {
+            // More than half gone since the last refill: bursts are larger than the target.
             self.fill_target = (self.fill_target * 2).min(self.fill_max);
         }
-        // Scarce frames are for the quiet ports' minimum first.
-        let scarce = matches!(self.source, Source::Shared(_)) && pool.available() < pool.share() / 8;
-        let target = if scarce { self.fill_target.min(FILL_FLOOR) } else { self.fill_target };
-        let missing = target.saturating_sub(self.rx_held);
+        let missing = self.fill_target.saturating_sub(self.rx_held);
+        let missing = missing.min(surplus.max(FILL_FLOOR.saturating_sub(self.rx_held)));
         let room = self.rings.fill.nb_free(u32::try_from(missing).unwrap_or(u32::MAX)) as usize;
         self.tx_descs.clear();
         for _ in 0..missing.min(room).min(self.tx_descs.capacity()) {
@@ -306,6 +324,34 @@ impl XskPort {
         debug_assert_eq!(filled, self.tx_descs.len());
         self.rx_held += filled;
         self.stats.rx_filled += filled as u64;
+    }
+
+    /// Keeps frames to copy into, for as long as they are used.
+    fn keep_spare(&mut self, pool: &mut Pool) {
+        self.spare_unused += 1;
+        if self.spare_unused > SPARE_REFILLS {
+            (self.spare_target, self.spare_unused) = (0, 0);
+        }
+        while self.spare.len() < self.spare_target {
+            let Some(frame) = pool.get() else { break };
+            if !self.holder.region().contains(&frame) {
+                self.stats.ring_errors += 1;
+                self.returns.push(frame);
+                break;
+            }
+            self.spare.push(frame);
+        }
+        for frame in self.spare.drain(self.spare_target.min(self.spare.len())..) {
+            pool.put(frame);
+        }
+    }
+
+    /// Frames to be had for more than the minimum: the last eighth of a pool is for the minimum of every port.
+    fn surplus(&self, pool: &Pool) -> usize {
+        match self.source {
+            Source::Private(_) => self.spare.len(),
+            Source::Shared(_) => pool.reachable().saturating_sub(pool.share() / 8),
+        }
     }
 
     /// Makes the kernel look at the fill ring, and poll the device when busy polling.
@@ -398,11 +444,10 @@ impl Port for XskPort {
     fn refill(&mut self, pool: &mut Pool) {
         self.reap(pool);
         if self.tx_pending {
-            match &mut self.link {
+            match self.link {
                 Link::Up => self.kick(),
-                Link::Down(pause) if *pause == 0 => self.kick(),
-                Link::Down(pause) => *pause -= 1,
-                Link::Gone => {}
+                Link::Down(since) if since.elapsed() >= DOWN_PAUSE => self.kick(),
+                Link::Down(_) | Link::Gone => {}
             }
         } else if self.link != Link::Gone {
             self.link = Link::Up;
@@ -416,12 +461,7 @@ impl Port for XskPort {
                     self.spare.push(frame);
                 }
             }
-            Source::Shared(_) if self.wants_spare => {
-                while self.spare.len() < SPARE {
-                    let Some(frame) = pool.get() else { break };
-                    self.spare.push(frame);
-                }
-            }
+            Source::Shared(_) if self.spare_target > 0 => self.keep_spare(pool),
             Source::Shared(_) => {}
         }
         let filled = self.stats.rx_filled;
@@ -450,8 +490,10 @@ impl Port for XskPort {
         stats
     }
 
-    /// Take the socket out of the XSKMAP first: no packet is on its way to it then. Waits up to 20 ms for packets
-    /// in flight.
+    /// Take the socket out of the XSKMAP first: no packet is on its way to it then.
+    ///
+    /// Not for a worker's loop: it waits up to 20 ms for packets in flight, and then for the kernel to unbind the
+    /// socket (an RCU grace period). Let the control thread do it, with an empty pool on the workers' exchange.
     fn close(mut self: Box<Self>, pool: &mut Pool) {
         // A driver may send a packet from the frame itself (IFF_TX_SKB_NO_LINEAR, as virtio_net does): only the
         // completion says that it is done. On a veth it is a copy, and the wait is over at once.
@@ -482,6 +524,7 @@ impl Port for XskPort {
                 unsafe { holder.take_all(|frame| pool.put(frame)) };
             }
             Source::Private(mut private) => {
+                drop(holder);
                 private.free = spare;
                 private.close();
             }

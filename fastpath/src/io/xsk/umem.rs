@@ -29,6 +29,8 @@ const HUGE_PAGE: u32 = 2 << 20;
 /// How long `open` waits for the kernel to finish the release of a socket that had the queue before: its pool
 /// is freed by deferred work, after the last packet in flight.
 const BUSY_RETRIES: u32 = 200;
+/// The same for the anchor, which has somewhere else to go.
+const ANCHOR_RETRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The memory that all copy-mode ports of the process share.
@@ -111,19 +113,17 @@ impl Memory {
         let size = u32::from(config.frame_size);
         let bad = |what, value, want| XskError::Config { what, value, want };
         let bad_size = || bad("frame_size", size, "2048 or 4096");
-        let bad_ring = |what, value| bad(what, value, "a power of two");
-        let per_page = HUGE_PAGE / size.max(1);
-        let count =
-            if config.huge_pages { config.frames.next_multiple_of(per_page.max(1)) } else { config.frames };
-        let count = NonZeroU32::new(count).ok_or(bad("frames", 0, "at least 1"))?;
+        if size != 2048 && size != 4096 {
+            return Err(bad_size());
+        }
+        let round_to = if config.huge_pages { HUGE_PAGE / size } else { 1 };
+        let count = config.frames.checked_next_multiple_of(round_to).and_then(NonZeroU32::new);
+        let count = count.ok_or(bad("frames", config.frames, "at least 1"))?;
         let umem_config = XskUmemConfig::builder()
             .frame_size(FrameSize::new(size).map_err(|_| bad_size())?)
             .frame_headroom(0)
             .fill_queue_size(ring_size("fill_ring", config.fill_ring)?)
-            .comp_queue_size(
-                QueueSize::new(config.completion_ring)
-                    .map_err(|_| bad_ring("completion_ring", config.completion_ring))?,
-            )
+            .comp_queue_size(ring_size("completion_ring", config.completion_ring)?)
             .build()
             .map_err(|_| bad_size())?;
 
@@ -235,7 +235,7 @@ fn open_rings(umem: &XskUmem, config: &OpenConfig, bind: BindFlags, retries: u32
 /// Binds the socket that shared memory is registered with, see [`Umem`].
 fn anchor(memory: &mut Memory) -> Result<(Rings, Option<File>), XskError> {
     let config = OpenConfig { rx_ring: 2, tx_ring: 2, ..OpenConfig::new("lo", 0) };
-    let lo = match memory.register(&config, BindFlags::XDP_COPY, 0) {
+    let lo = match memory.register(&config, BindFlags::XDP_COPY, ANCHOR_RETRIES) {
         Ok(rings) => return Ok((rings, None)),
         Err(XskError::Open { source, .. }) => source,
         Err(other) => return Err(other),
@@ -281,9 +281,9 @@ unsafe impl Send for Private {}
 impl Private {
     fn new(config: &UmemConfig) -> Result<Self, XskError> {
         // Room for all frames, also those that huge pages round up to.
-        let per_page = (HUGE_PAGE / u32::from(config.frame_size).max(1)).max(1);
-        let capacity = config.frames.max(1).next_multiple_of(per_page);
-        let home = NonNull::from(Box::leak(Box::new(ArrayQueue::new(capacity as usize))));
+        let per_page = HUGE_PAGE / u32::from(config.frame_size).max(1);
+        let capacity = config.frames as usize + per_page as usize;
+        let home = NonNull::from(Box::leak(Box::new(ArrayQueue::new(capacity))));
         // SAFETY: leaked just now; freed only in `close`, when no frame refers to it any more, or below.
         match Memory::new(config, Some(unsafe { home.as_ref() })) {
             Ok((memory, free)) => Ok(Self { memory, free, home }),
@@ -366,7 +366,7 @@ impl Umem {
         }
         // The mode is the anchor's.
         let rings = open_rings(&self.shared.memory.umem, config, BindFlags::XDP_COPY, BUSY_RETRIES)?;
-        XskPort::new(rings, Source::Shared(Arc::clone(&self.shared)), config, self.config())
+        XskPort::new(Source::Shared(Arc::clone(&self.shared)), rings, config, self.config())
     }
 
     fn open_private(&self, config: &OpenConfig, bind: BindFlags) -> Result<XskPort, XskError> {
@@ -374,7 +374,7 @@ impl Umem {
         let umem_config = UmemConfig { frames, ..self.shared.config.clone() };
         let mut private = Private::new(&umem_config)?;
         match private.memory.register(config, bind, BUSY_RETRIES) {
-            Ok(rings) => XskPort::new(rings, Source::Private(Box::new(private)), config, &umem_config),
+            Ok(rings) => XskPort::new(Source::Private(Box::new(private)), rings, config, &umem_config),
             Err(e) => {
                 private.close();
                 Err(e)
