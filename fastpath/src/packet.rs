@@ -208,7 +208,7 @@ impl FlowKey {
         const K1: u64 = 0xe703_7ed1_a0b4_28db;
         let ports = u64::from(self.sport) << 48 | u64::from(self.dport) << 32 | u64::from(self.proto);
         let (s, d) = (self.src.0, self.dst.0);
-        let mut h = fold(low(s) << 32 | (low(d) & 0xffff_ffff) ^ seed, ports ^ K0);
+        let mut h = fold((low(s) << 32 | low(d) & 0xffff_ffff) ^ seed, ports ^ K0);
         if !self.src.is_v4() {
             h ^= fold(low(s) ^ K1 ^ seed, high(s) ^ K0);
             h = fold(h ^ low(d), high(d) ^ K1 ^ seed);
@@ -332,5 +332,40 @@ impl Meta {
     #[must_use]
     pub fn has(&self, bits: u8) -> bool {
         self.flags & bits == bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bit_of_the_key_reaches_the_hash() {
+        let (v4, v6) = (Ip::v4([10, 0, 0, 1]), Ip::from_bits(0xfd00 << 112 | 1));
+        for (base, bits) in [(v4, 32u32), (v6, 128)] {
+            let key = FlowKey { src: base, dst: base, sport: 1, dport: 2, proto: proto::TCP };
+            for seed in [0xfdb5_21a1_ffbd_2c93, 0x5bd1_e995_0f0e_1d2c, 0x9216_d5d9_8979_fb1b] {
+                let mut seen = std::collections::HashSet::from([key.hash(seed)]);
+                let flipped = |bit: u32| Ip::from_bits(base.bits() ^ 1u128 << bit);
+                for bit in 0..bits {
+                    assert!(seen.insert(FlowKey { src: flipped(bit), ..key }.hash(seed)), "src bit {bit}");
+                    assert!(seen.insert(FlowKey { dst: flipped(bit), ..key }.hash(seed)), "dst bit {bit}");
+                }
+                for bit in 0..16 {
+                    assert!(
+                        seen.insert(FlowKey { sport: 1u16 ^ 1u16 << bit, ..key }.hash(seed)),
+                        "sport bit {bit}"
+                    );
+                    assert!(
+                        seen.insert(FlowKey { dport: 2u16 ^ 1u16 << bit, ..key }.hash(seed)),
+                        "dport bit {bit}"
+                    );
+                }
+                for bit in 0..8 {
+                    assert!(seen.insert(FlowKey { proto: proto::TCP ^ 1u8 << bit, ..key }.hash(seed)));
+                }
+                assert!(seen.insert(key.hash(seed ^ 1)));
+            }
+        }
     }
 }

@@ -446,7 +446,6 @@ fn halves(word: u32) -> (u16, u16) {
 }
 
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "shifted into range")]
 fn high32(word: u64) -> u32 {
     (word >> 32) as u32
 }

@@ -40,7 +40,7 @@ pub(super) const IDLE_TCP_MS: u32 = 32_768;
 /// Any other established flow idle for less is never evicted.
 pub(super) const IDLE_OTHER_MS: u32 = 8_192;
 
-/// State and kind of protocol in five bits, as they are stored.
+/// State and kind of protocol in six bits, as they are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct State(u8);
 
@@ -60,7 +60,10 @@ impl State {
     const ICMP: u8 = 2 << 3;
     const OTHER: u8 = 3 << 3;
 
-    /// The five bits.
+    /// Both ends have one address and port: each packet is of both directions.
+    const TO_ITSELF: u8 = 1 << 5;
+
+    /// The six bits.
     #[inline]
     pub(super) fn bits(self) -> u8 {
         self.0
@@ -68,7 +71,7 @@ impl State {
 
     #[inline]
     pub(super) fn from_bits(bits: u8) -> Self {
-        Self(bits & 31)
+        Self(bits & 63)
     }
 
     #[inline]
@@ -82,7 +85,7 @@ impl State {
     }
 
     fn with(self, phase: u8) -> Self {
-        Self(self.kind() | phase)
+        Self(self.0 & !7 | phase)
     }
 
     /// After the first packet. A flow to itself has seen both directions with it.
@@ -93,8 +96,7 @@ impl State {
             proto::ICMP | proto::ICMPV6 => Self::ICMP,
             _ => Self::OTHER,
         };
-        let start = if to_itself { Self::OPENING_REPLY } else { Self::OPENING };
-        // With the other direction seen before, the first packet establishes all but TCP.
+        let start = if to_itself { Self::TO_ITSELF | Self::OPENING_BOTH } else { Self::OPENING };
         Self(kind | start).step(false, tcp_flags)
     }
 
@@ -124,10 +126,11 @@ impl State {
         let mut phase = self.phase();
         if matches!(phase, Self::CLOSED | Self::RESET) {
             let again = flags & (SYN | ACK) == SYN;
-            return match (again, reply) {
-                (false, _) => phase,
-                (true, false) => Self::OPENING,
-                (true, true) => Self::OPENING_REPLY,
+            return match (again, self.0 & Self::TO_ITSELF != 0, reply) {
+                (false, ..) => phase,
+                (true, true, _) => Self::OPENING_BOTH,
+                (true, false, false) => Self::OPENING,
+                (true, false, true) => Self::OPENING_REPLY,
             };
         }
         if matches!((phase, reply), (Self::OPENING, true) | (Self::OPENING_REPLY, false)) {

@@ -75,7 +75,7 @@ impl<F: Family> Table<F> {
         let [a, b, c, d, e, f, g, tag] = hash.to_be_bytes();
         let count = self.buckets.len() as u64;
         // Lemire, "Fast random integer generation in an interval" (2019): a range without division.
-        let reduce = |bytes, n| u64::from(u32::from_be_bytes(bytes)) * n >> 32;
+        let reduce = |bytes, n| (u64::from(u32::from_be_bytes(bytes)) * n) >> 32;
         let first = reduce([a, b, c, d], count);
         let beyond = first + 1 + reduce([e, f, g, tag], count - 1);
         let second = if beyond >= count { beyond - count } else { beyond };
