@@ -113,7 +113,8 @@ fn ip(v6: bool, src: Option<IpAddr>, depth: u32) -> BoxedStrategy<Vec<u8>> {
             })
             .boxed()
     } else {
-        let fragment = prop_oneof![4 => Just(0u16), 1 => select(&[0x4000u16, 0x2000, 0x2001, 1, 0x1fff][..])];
+        let fragment =
+            prop_oneof![4 => Just(0u16), 1 => select(&[0x4000u16, 0x2000, 0x2001, 1, 0x1000, 0x1fff][..])];
         (ends, 0usize..11, any::<bool>(), fragment)
             .prop_map(|((src, dst, (proto, payload)), words, options, fragment)| {
                 let options = vec![1; if options { words * 4 } else { 0 }];
