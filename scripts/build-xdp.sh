@@ -40,7 +40,7 @@ tools=${FASTPATH_TOOLS:-$root/target/tools}
 
 missing=()
 for package in "${PACKAGES[@]}"; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+    [ "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)" = 'install ok installed' ] || missing+=("$package")
 done
 # The linker of the build scripts.
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
@@ -63,7 +63,7 @@ cargo=/usr/bin/cargo
 linker=
 for candidate in "$tools/bin/bpf-linker" "$(command -v bpf-linker || true)"; do
     if [ -x "$candidate" ] && [ "$("$candidate" --version)" = "bpf-linker $BPF_LINKER" ] &&
-        ldd "$candidate" | grep -q "libLLVM.so.$LLVM"; then
+        [[ $(ldd "$candidate") == *"libLLVM.so.$LLVM"* ]]; then
         linker=$candidate
         break
     fi

@@ -201,13 +201,20 @@ impl Links {
                 // The pin is of a device that is gone.
                 None => false,
             };
-            if usable && let Some(link) = replace(object::program(ebpf, role.program())?, link)? {
+            let replaced = if usable {
+                replace(object::program(ebpf, role.program())?, link)?
+            } else {
+                drop(link);
+                None
+            };
+            if let Some(link) = replaced {
                 // The link may be of a device of that index in another namespace: look whom it serves.
                 if device::query(ifindex)?.and_then(|now| now.program).map(|(id, _)| id) == program_id(&link)
                 {
                     return Ok(Some((link, stale.path)));
                 }
             }
+            // All that held the link is gone now but its pin.
             pins::unlink(&stale.path)?;
             if let Some(old) = old {
                 wait_detached(ifindex, &device.name, old)?;

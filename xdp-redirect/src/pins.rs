@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::getppid;
 
 use crate::error::XdpError;
 
@@ -79,9 +80,9 @@ impl PinDir {
         let own = own_mount(&mounts, &real);
         Ok(Self {
             own_mount: own.as_deref() == Some(&*real),
-            // A mount of ours in a mount namespace that is not the first process': `ip netns exec`, or a
-            // container without the host's bpffs. It goes when the namespace's last process does.
-            private: own.is_some() && !shares_mounts_with_init(),
+            // A mount of ours in a mount namespace that the parent does not share (`ip netns exec`, a
+            // container without the host's bpffs) goes when this process does.
+            private: own.is_some() && !shares_mounts_with_parent(),
             path: path.to_owned(),
             _lock: lock,
         })
@@ -179,9 +180,11 @@ fn own_mount(mountinfo: &str, path: &Path) -> Option<PathBuf> {
     ours.then_some(point)
 }
 
-fn shares_mounts_with_init() -> bool {
-    match (fs::read_link("/proc/self/ns/mnt"), fs::read_link("/proc/1/ns/mnt")) {
-        (Ok(own), Ok(first)) => own == first,
+fn shares_mounts_with_parent() -> bool {
+    let Some(parent) = getppid() else { return false };
+    let of_parent = format!("/proc/{}/ns/mnt", parent.as_raw_pid());
+    match (fs::read_link("/proc/self/ns/mnt"), fs::read_link(of_parent)) {
+        (Ok(own), Ok(parents)) => own == parents,
         _ => false,
     }
 }

@@ -202,6 +202,6 @@ pub(crate) extern "C" fn walk_extensions(ctx: *mut xdp_md, first: u32, start: u3
 
 /// The first eight bytes of a transport header of at least `need` bytes, all before `end`.
 #[inline(always)]
-pub(crate) fn transport<'a>(frame: &'a Frame, offset: usize, need: usize, end: usize) -> Option<&'a Transport> {
+pub(crate) fn transport(frame: &Frame, offset: usize, need: usize, end: usize) -> Option<&Transport> {
     if offset + need > end { None } else { frame.at(offset) }
 }
