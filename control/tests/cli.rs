@@ -1,5 +1,6 @@
 //! The binary as a script sees it: output, exit codes, a daemon started and stopped.
 #![forbid(unsafe_code)]
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -243,6 +243,13 @@ fn mistakes_name_file_line_part_and_reason() {
             "  annotations:\n    fastpath.io/mac: 1:2\n",
             &["error x.yaml:6: metadata.annotations.fastpath.io/mac: \"1:2\" is not a MAC address"],
         ),
+        (
+            pod,
+            "  annotations:\n    fastpath.io/mac: 00:+1:00:00:00:00\n",
+            &[
+                "error x.yaml:6: metadata.annotations.fastpath.io/mac: \"00:+1:00:00:00:00\" is not a MAC address",
+            ],
+        ),
         (pod, "  annotations:\n    fastpath.io/mac: ff:ff:ff:ff:ff:ff\n", &["is not a unicast MAC address"]),
         (
             pod,

@@ -29,6 +29,9 @@ fn edits() -> impl Strategy<Value = Vec<(Index, u8, u8)>> {
 fn mutate(text: &str, edits: &[(Index, u8, u8)]) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
     for (at, byte, how) in edits {
+        if bytes.is_empty() {
+            break;
+        }
         let i = at.index(bytes.len());
         match how {
             0 | 1 => bytes[i] = *byte,
