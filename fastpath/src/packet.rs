@@ -127,7 +127,9 @@ impl core::str::FromStr for Mac {
         let mut out = [0u8; 6];
         let mut parts = s.split(':');
         for byte in &mut out {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or(MacParseError)?;
+            // from_str_radix alone would take "+1".
+            let digits = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(digits).ok_or(MacParseError)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| MacParseError)?;
         }
         if parts.next().is_some() {

@@ -19,6 +19,7 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::model::Pod;
 pub use keys::{
     Daemon, Encap, Family, Flow, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods, Polling,
     Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp, XdpMode, ZeroCopy,
@@ -108,6 +109,12 @@ impl Config {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.daemon.state_dir.join(crate::api::SOCKET_NAME)
+    }
+
+    /// Host side of a pod's veth: as the configuration says, else as the pod's annotation says.
+    #[must_use]
+    pub fn interface_of<'a>(&'a self, pod: &'a Pod) -> Option<&'a str> {
+        self.pods.interfaces.get(&pod.name).or(pod.interface.as_ref()).map(String::as_str)
     }
 
     /// Cores of `workers.cores` this process may not run on (they do not exist, or its affinity mask lacks them).

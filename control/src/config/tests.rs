@@ -245,6 +245,9 @@ proptest! {
     fn mutated_files_never_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..4), 1..8)) {
         let mut bytes = reference().into_bytes();
         for (at, byte, how) in edits {
+            if bytes.is_empty() {
+                break;
+            }
             let i = at.index(bytes.len());
             match how {
                 0 => bytes[i] = byte,

@@ -1,4 +1,7 @@
 //! What a plain YAML scalar means to kubectl (sigs.k8s.io/yaml: YAML 1.1 booleans, Go's integer prefixes).
+//!
+//! One difference: a lone `y` or `n` is text, as in YAML 1.2 and for most writers of YAML. kubectl takes it for a
+//! boolean, and then refuses the name or label it mostly is.
 #![forbid(unsafe_code)]
 
 use serde_json::{Number, Value};
@@ -7,19 +10,18 @@ use serde_json::{Number, Value};
 pub(super) fn resolve(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
-        "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
+        "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
             return true.into();
         }
-        "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
+        "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
             return false.into();
         }
         _ => {}
     }
     let first = text.as_bytes().first().copied().unwrap_or_default();
-    if first.is_ascii_digit() || matches!(first, b'+' | b'-' | b'.') {
-        if let Some(value) = integer(text).or_else(|| float(text)) {
-            return value;
-        }
+    let numeric = first.is_ascii_digit() || matches!(first, b'+' | b'-' | b'.');
+    if let Some(value) = Some(text).filter(|_| numeric).and_then(|t| integer(t).or_else(|| float(t))) {
+        return value;
     }
     Value::String(text.to_owned())
 }
@@ -78,6 +80,8 @@ mod tests {
             ("yes", json!(true)),
             ("off", json!(false)),
             ("nO", json!("nO")),
+            ("y", json!("y")),
+            ("N", json!("N")),
             ("0", json!(0)),
             ("-0", json!(0)),
             ("8080", json!(8080)),

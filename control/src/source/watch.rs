@@ -26,7 +26,7 @@ const QUIET: Duration = Duration::from_millis(10);
 /// Changes are gathered for this long at most.
 const GATHER: Duration = Duration::from_millis(50);
 /// A file held open by its writer is read after this long.
-const WRITER: Duration = Duration::from_millis(1000);
+const WRITER: Duration = Duration::from_secs(3);
 /// How often is looked for what inotify does not tell (a replaced folder, files behind links).
 const LOOK: Duration = Duration::from_millis(1000);
 
@@ -63,7 +63,7 @@ impl Watcher {
         )
         .map_err(std::io::Error::other)?;
         let path = std::path::absolute(loader.path())?;
-        let mut watched = Watched { inotify, path, folder: None, paths: BTreeSet::new() };
+        let mut watched = Watched { inotify, path, folder: None, paths: BTreeSet::new(), unwatched: false };
         // Watching before reading: a change between the two is seen.
         watched.follow();
         loader.reload(&BTreeSet::new());
@@ -83,6 +83,8 @@ struct Watched {
     /// Device and inode of the folder that is watched.
     folder: Option<(u64, u64)>,
     paths: BTreeSet<PathBuf>,
+    /// Whether the folder is there but cannot be watched.
+    unwatched: bool,
 }
 
 impl Watched {
@@ -102,11 +104,22 @@ impl Watched {
             let _ = self.inotify.unwatch(&old);
         }
         for path in [Some(self.path.as_path()), self.path.parent()].into_iter().flatten() {
-            // A folder that is not there (yet) is found by the regular look.
-            if self.inotify.watch(path, RecursiveMode::NonRecursive).is_ok() {
-                self.paths.insert(path.to_path_buf());
+            match self.inotify.watch(path, RecursiveMode::NonRecursive) {
+                Ok(()) => drop(self.paths.insert(path.to_path_buf())),
+                // A folder that is there but cannot be watched (fs.inotify.max_user_watches) is read at every
+                // look; one that is not there yet is found by it.
+                Err(e) if path == self.path && self.folder.is_some() => {
+                    if !self.unwatched {
+                        warn!("{} cannot be watched, it is read every {LOOK:?} instead: {e}", path.display());
+                    }
+                    self.folder = None;
+                    self.unwatched = true;
+                    return;
+                }
+                Err(_) => {}
             }
         }
+        self.unwatched = false;
     }
 
     /// Whether an event on `path` can matter: the folder itself, or something in it.

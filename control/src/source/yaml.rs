@@ -73,7 +73,9 @@ fn chunks(text: &str) -> Vec<(u32, &str)> {
 }
 
 fn read_chunk(chunk: &str, first_line: u32, out: &mut Vec<Result<Located, SyntaxError>>) {
-    let mut builder = Builder { first_line, ..Builder::default() };
+    let breaks = chunk.strip_suffix('\n').unwrap_or(chunk).matches('\n').count();
+    let last_line = first_line.saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX));
+    let mut builder = Builder { first_line, last_line, ..Builder::default() };
     let mut parser = Parser::new_from_str(chunk);
     while let Some(event) = parser.next_event() {
         let result = match event {
@@ -123,6 +125,7 @@ struct Key {
 #[derive(Default)]
 struct Builder {
     first_line: u32,
+    last_line: u32,
     open: Vec<Open>,
     root: Option<Node>,
     anchors: HashMap<usize, Node>,
@@ -133,7 +136,8 @@ impl Builder {
     fn line(&self, line: usize) -> u32 {
         // The parser counts lines of the chunk from 1.
         let offset = u32::try_from(line).unwrap_or(u32::MAX).saturating_sub(1);
-        self.first_line.saturating_add(offset)
+        // What it misses at the end it places one line further.
+        self.first_line.saturating_add(offset).min(self.last_line)
     }
 
     fn error(&self, line: usize, reason: &str) -> SyntaxError {
@@ -341,3 +345,6 @@ fn finish(open: Open) -> Node {
     };
     Node { value, lines, size: open.size, depth: open.depth, merge: false }
 }
+
+#[cfg(test)]
+mod tests;
