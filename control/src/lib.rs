@@ -1,3 +1,27 @@
 //! The control side of the fastpath dataplane: sources, model, compile, publish, attach, CLI.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`config`] | the configuration file |
+//! | [`source`] | where the model comes from: a folder of manifests |
+//! | [`model`] | the world as the dataplane sees it |
+//! | [`lines`] | the line each part of a manifest stands on |
+//! | [`netdev`] | the kernel's links, routes and neighbours; preparing devices |
+//! | [`compile`] | model and kernel view in, snapshot out: pure |
+//! | [`attach`] | devices become ports |
+//! | [`daemon`] | `fastpath run` |
+//! | [`api`] | the daemon's unix socket: server, client, types |
+//! | [`cli`] | the command line |
+//! | [`logging`] | the daemon's log |
 
+pub mod api;
+pub mod attach;
+pub mod cli;
+pub mod compile;
+pub mod config;
+pub mod daemon;
+pub mod lines;
+pub mod logging;
 pub mod model;
+pub mod netdev;
+pub mod source;

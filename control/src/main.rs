@@ -1,4 +1,8 @@
-//! The `fastpath` binary.
+//! The `fastpath` binary: daemon and command line.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fastpath_control::cli::main()
+}

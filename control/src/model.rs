@@ -11,6 +11,8 @@ use std::sync::Arc;
 use fastpath::packet::Mac;
 use ipnet::IpNet;
 
+use crate::lines::Lines;
+
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
@@ -36,18 +38,38 @@ pub enum Origin {
     File {
         /// Path as given.
         path: Arc<str>,
-        /// Line of the document's first key, from 1.
+        /// Line of the object's first key, from 1; 0 when the file as a whole is meant.
         line: u32,
+        /// Lines of the object's parts, kept for kinds whose rules are cited one by one.
+        parts: Option<Arc<Lines>>,
     },
     /// The Kubernetes API.
     Api,
+    /// No object: other objects imply it (a namespace by what lives in it).
+    Implied,
+}
+
+impl Origin {
+    /// Where a part of the object is, as `spec.ingress[1]`: the same file with the part's line, if lines are kept.
+    #[must_use]
+    pub fn part(&self, path: &str) -> Origin {
+        match self {
+            Origin::File { path: file, line, parts } => {
+                let line = parts.as_ref().map_or(*line, |p| p.at(path));
+                Origin::File { path: file.clone(), line, parts: None }
+            }
+            other => other.clone(),
+        }
+    }
 }
 
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Origin::File { path, line } => write!(f, "{path}:{line}"),
+            Origin::File { path, line: 0, .. } => f.write_str(path),
+            Origin::File { path, line, .. } => write!(f, "{path}:{line}"),
             Origin::Api => f.write_str("api"),
+            Origin::Implied => f.write_str("implied"),
         }
     }
 }
@@ -114,6 +136,8 @@ pub struct Pod {
     pub interface: Option<String>,
     /// MAC address of its side of the veth, by annotation `fastpath.io/mac`.
     pub mac: Option<Mac>,
+    /// Path of its network namespace, by annotation `fastpath.io/netns`.
+    pub netns: Option<std::path::PathBuf>,
     /// Where it was read.
     pub origin: Origin,
 }

@@ -19,9 +19,15 @@
 //! | [`engine`] | starts workers, publishes snapshots, moves ports |
 //! | [`stats`] | single-writer counters read by the control thread |
 
+pub mod engine;
 pub mod graph;
 pub mod io;
+pub mod nodes;
 pub mod packet;
 pub mod snapshot;
+pub mod stats;
 pub mod tables;
+#[cfg(any(test, feature = "testgen"))]
+pub mod testbed;
 pub mod wire;
+pub mod worker;

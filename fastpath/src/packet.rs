@@ -127,7 +127,9 @@ impl core::str::FromStr for Mac {
         let mut out = [0u8; 6];
         let mut parts = s.split(':');
         for byte in &mut out {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or(MacParseError)?;
+            // from_str_radix alone would take "+1".
+            let digits = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(digits).ok_or(MacParseError)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| MacParseError)?;
         }
         if parts.next().is_some() {
@@ -208,7 +210,7 @@ impl FlowKey {
         const K1: u64 = 0xe703_7ed1_a0b4_28db;
         let ports = u64::from(self.sport) << 48 | u64::from(self.dport) << 32 | u64::from(self.proto);
         let (s, d) = (self.src.0, self.dst.0);
-        let mut h = fold(low(s) << 32 | (low(d) & 0xffff_ffff) ^ seed, ports ^ K0);
+        let mut h = fold((low(s) << 32 | low(d) & 0xffff_ffff) ^ seed, ports ^ K0);
         if !self.src.is_v4() {
             h ^= fold(low(s) ^ K1 ^ seed, high(s) ^ K0);
             h = fold(h ^ low(d), high(d) ^ K1 ^ seed);
@@ -231,7 +233,6 @@ fn low(v: u128) -> u64 {
 }
 
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the high half is what is wanted")]
 fn high(v: u128) -> u64 {
     (v >> 64) as u64
 }
@@ -333,5 +334,40 @@ impl Meta {
     #[must_use]
     pub fn has(&self, bits: u8) -> bool {
         self.flags & bits == bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bit_of_the_key_reaches_the_hash() {
+        let (v4, v6) = (Ip::v4([10, 0, 0, 1]), Ip::from_bits(0xfd00 << 112 | 1));
+        for (base, bits) in [(v4, 32u32), (v6, 128)] {
+            let key = FlowKey { src: base, dst: base, sport: 1, dport: 2, proto: proto::TCP };
+            for seed in [0xfdb5_21a1_ffbd_2c93, 0x5bd1_e995_0f0e_1d2c, 0x9216_d5d9_8979_fb1b] {
+                let mut seen = std::collections::HashSet::from([key.hash(seed)]);
+                let flipped = |bit: u32| Ip::from_bits(base.bits() ^ 1u128 << bit);
+                for bit in 0..bits {
+                    assert!(seen.insert(FlowKey { src: flipped(bit), ..key }.hash(seed)), "src bit {bit}");
+                    assert!(seen.insert(FlowKey { dst: flipped(bit), ..key }.hash(seed)), "dst bit {bit}");
+                }
+                for bit in 0..16 {
+                    assert!(
+                        seen.insert(FlowKey { sport: 1u16 ^ 1u16 << bit, ..key }.hash(seed)),
+                        "sport bit {bit}"
+                    );
+                    assert!(
+                        seen.insert(FlowKey { dport: 2u16 ^ 1u16 << bit, ..key }.hash(seed)),
+                        "dport bit {bit}"
+                    );
+                }
+                for bit in 0..8 {
+                    assert!(seen.insert(FlowKey { proto: proto::TCP ^ 1u8 << bit, ..key }.hash(seed)));
+                }
+                assert!(seen.insert(key.hash(seed ^ 1)));
+            }
+        }
     }
 }

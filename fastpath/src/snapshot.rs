@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::packet::{Ip, Mac, PortId};
+use crate::packet::{Ip, Mac, NO_INDEX, PortId};
 use crate::tables::Lpm;
 
 /// The state of the node's world that workers forward by.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Counts up by one per published snapshot; 0 is "nothing published yet".
     pub generation: u32,
@@ -35,7 +35,7 @@ pub struct Snapshot {
 }
 
 /// This node, as the packet path needs to know it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeInfo {
     /// Source of ICMP errors made here.
     pub icmp_v4: Option<Ip>,
@@ -59,7 +59,7 @@ pub enum PortRole {
 }
 
 /// One port, as the packet path needs to know it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
     /// Device name.
     pub name: Arc<str>,
@@ -93,8 +93,9 @@ pub enum Route {
 /// A next hop on an uplink's link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// Address the kernel resolves: the gateway, or the destination itself when on link.
-    pub addr: Ip,
+    /// Address the kernel resolves: the gateway, or a neighbour on the link; `None` for "whoever has the
+    /// destination address", which stays unresolved until the kernel knows that neighbour.
+    pub addr: Option<Ip>,
     /// Port it is behind.
     pub port: PortId,
     /// MAC address to send from.
@@ -104,7 +105,7 @@ pub struct NextHop {
 }
 
 /// Another node's VXLAN tunnel endpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     /// Name of the node.
     pub node: Arc<str>,
@@ -153,3 +154,78 @@ pub const GATEWAY_V4: Ip = Ip::from_bits(0xffff_a9fe_0101);
 pub const GATEWAY_V6: Ip = Ip::from_bits(0xfe80_0000_0000_0000_ecee_eeff_feee_eeee);
 /// The gateway's MAC address, `ee:ee:ee:ee:ee:ee`.
 pub const GATEWAY_MAC: Mac = Mac([0xee; 6]);
+
+/// How a packet leaves: what [`Snapshot::egress`] finds for a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// Port it leaves by.
+    pub port: PortId,
+    /// Tunnel it goes into, or `NO_INDEX`.
+    pub tunnel: u16,
+    /// Next hop on an uplink, or `NO_INDEX` for a pod or the host.
+    pub next_hop: u16,
+    /// Largest IP packet that fits this way.
+    pub mtu: u16,
+}
+
+/// Why there is no way to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unroutable {
+    /// No prefix holds it.
+    NoRoute,
+    /// In this node's pod CIDR, but no pod has it.
+    NoEndpoint,
+    /// The node itself, and there is no host port.
+    NoHostPort,
+}
+
+impl Snapshot {
+    /// A port in use.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, id: PortId) -> Option<&PortInfo> {
+        self.ports.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// The way to `dst`.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    #[inline]
+    pub fn egress(&self, dst: Ip) -> Result<Egress, Unroutable> {
+        let direct = |port: PortId| {
+            let mtu = self.port(port).map_or(0, |p| p.mtu);
+            Egress { port, tunnel: NO_INDEX, next_hop: NO_INDEX, mtu }
+        };
+        if let Some(port) = self.local.get(&dst) {
+            return Ok(direct(*port));
+        }
+        match self.routes.lookup(dst).copied().ok_or(Unroutable::NoRoute)? {
+            Route::Tunnel(index) => {
+                let tunnel = self.tunnels.get(usize::from(index)).ok_or(Unroutable::NoRoute)?;
+                let hop = self.next_hops.get(usize::from(tunnel.next_hop)).ok_or(Unroutable::NoRoute)?;
+                Ok(Egress { port: hop.port, tunnel: index, next_hop: tunnel.next_hop, mtu: tunnel.mtu })
+            }
+            Route::NextHop(index) => {
+                let hop = self.next_hops.get(usize::from(index)).ok_or(Unroutable::NoRoute)?;
+                Ok(Egress { next_hop: index, ..direct(hop.port) })
+            }
+            Route::NoEndpoint => Err(Unroutable::NoEndpoint),
+            Route::Host => self.host_port().map(direct).ok_or(Unroutable::NoHostPort),
+        }
+    }
+
+    /// The port into the host's stack.
+    #[must_use]
+    pub fn host_port(&self) -> Option<PortId> {
+        let is_host = |p: &Option<PortInfo>| p.as_ref().is_some_and(|p| p.role == PortRole::Host);
+        let at = self.ports.iter().position(is_host)?;
+        u16::try_from(at).ok().map(PortId)
+    }
+
+    /// The source of ICMP errors to a receiver of `ip`'s family.
+    #[must_use]
+    pub fn icmp_source(&self, to: Ip) -> Option<Ip> {
+        if to.is_v4() { self.node.icmp_v4 } else { self.node.icmp_v6 }
+    }
+}

@@ -37,7 +37,7 @@ drop_reasons! {
     MalformedIpv6 = "malformed_ipv6",
     /// TCP, UDP, SCTP, ICMP or ICMPv6 header cut short or with a wrong length.
     MalformedTransport = "malformed_transport",
-    /// VXLAN header cut short, without the I flag, or with a wrong outer UDP checksum.
+    /// VXLAN header cut short or without the I flag.
     MalformedVxlan = "malformed_vxlan",
     /// Neither IPv4, IPv6 nor ARP.
     UnknownEthertype = "unknown_ethertype",
@@ -57,6 +57,8 @@ drop_reasons! {
     UnknownVtep = "unknown_vtep",
     /// VXLAN packet with another VNI.
     WrongVni = "wrong_vni",
+    /// The outer header says congestion was met but the inner sender does not know ECN (RFC 6040).
+    CongestionExperienced = "congestion_experienced",
     /// Arrived by the tunnel but its destination is no pod of this node.
     TunnelNotLocal = "tunnel_not_local",
     /// No route to the destination (the sender gets an ICMP unreachable).

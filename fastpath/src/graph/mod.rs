@@ -1,6 +1,278 @@
-//! The vector of packets, the order of the nodes, drop reasons, runtime counters.
+//! The vector of packets and the order in which nodes see it.
+//!
+//! A node takes packet numbers from its own list and puts each on the list of the next node ([`Next`]).
+//! The order stands in [`Graph::run`] and nowhere else.
 #![forbid(unsafe_code)]
 
-pub mod drop;
+mod drop;
+mod packets;
 
 pub use drop::DropReason;
+pub use packets::{Packets, Setup, VECTOR};
+
+use core::mem;
+
+use crate::nodes;
+use crossbeam::queue::ArrayQueue;
+
+use crate::packet::{Ip, PortId};
+use crate::snapshot::Snapshot;
+use crate::stats::WorkerStats;
+use crate::tables::flow::{FlowTable, Millis};
+use crate::wire::icmp::ErrorKind;
+
+macro_rules! node_ids {
+    ($($variant:ident = $name:literal,)+) => {
+        /// The nodes, as counters and `show runtime` name them, in graph order.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "each is documented in its own file under nodes/")]
+        #[repr(u8)]
+        pub enum NodeId { $($variant,)+ }
+
+        impl NodeId {
+            /// All nodes, in graph order.
+            pub const ALL: &'static [NodeId] = &[$(NodeId::$variant,)+];
+
+            /// Name in `show runtime`.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(NodeId::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+node_ids! {
+    Rx = "rx",
+    Parse = "parse",
+    Decap = "decap",
+    Source = "source",
+    Flow = "flow",
+    Route = "route",
+    Rewrite = "rewrite",
+    Punt = "punt",
+    Icmp = "icmp",
+    Encap = "encap",
+    Neighbor = "neighbor",
+    Tx = "tx",
+}
+
+/// Where a packet goes after a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// From the uplink: may carry a tunnel.
+    Decap,
+    /// Check the source address.
+    Source,
+    /// Look the flow up.
+    Flow,
+    /// No flow, or one of an older generation: decide.
+    Route,
+    /// Apply the flow's transform.
+    Rewrite,
+    /// ARP, NDP, host-bound.
+    Punt,
+    /// Drop the packet and tell its sender why.
+    Icmp(DropReason, ErrorKind),
+    /// Into a tunnel.
+    Encap,
+    /// Fill in the link-layer addresses.
+    Neighbor,
+    /// Complete: send by `Meta::egress`.
+    Tx,
+    /// Drop the packet.
+    Drop(DropReason),
+    /// The packet ends here and is counted already.
+    Done,
+}
+
+/// What a worker asks of the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A destination on an uplink's link whose MAC address is not known.
+    Resolve {
+        /// Port of the uplink.
+        port: PortId,
+        /// The destination.
+        addr: Ip,
+    },
+}
+
+/// What nodes work with during one vector.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The tables in force.
+    pub snap: &'a Snapshot,
+    /// The flow table.
+    pub flows: &'a FlowTable,
+    /// Now.
+    pub now: Millis,
+    /// The worker's counters.
+    pub stats: &'a WorkerStats,
+    /// What the control thread is asked to do.
+    pub events: &'a ArrayQueue<Event>,
+    /// The packets.
+    pub packets: &'a mut Packets,
+}
+
+/// A graph node: one packet at a time by `one`, unless it overrides `run` to work on the vector.
+pub trait Node {
+    /// Its name and counters.
+    const ID: NodeId;
+
+    /// The logic on one packet.
+    fn one(&mut self, cx: &mut Context<'_>, packet: u16) -> Next;
+
+    /// The loop and bookkeeping.
+    #[inline]
+    fn run(&mut self, cx: &mut Context<'_>, input: &mut Vec<u16>, lists: &mut Lists) {
+        for packet in input.drain(..) {
+            let next = self.one(cx, packet);
+            lists.push(cx, packet, next);
+        }
+    }
+}
+
+/// The packet numbers waiting for each node.
+#[derive(Debug)]
+pub struct Lists {
+    parse: Vec<u16>,
+    decap: Vec<u16>,
+    source: Vec<u16>,
+    flow: Vec<u16>,
+    route: Vec<u16>,
+    rewrite: Vec<u16>,
+    punt: Vec<u16>,
+    icmp: Vec<u16>,
+    encap: Vec<u16>,
+    neighbor: Vec<u16>,
+    tx: Vec<u16>,
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        let list = || Vec::with_capacity(VECTOR);
+        Self {
+            parse: list(),
+            decap: list(),
+            source: list(),
+            flow: list(),
+            route: list(),
+            rewrite: list(),
+            punt: list(),
+            icmp: list(),
+            encap: list(),
+            neighbor: list(),
+            tx: list(),
+        }
+    }
+}
+
+impl Lists {
+    /// Puts a packet on the list that `next` names; drops are counted here.
+    #[inline]
+    pub fn push(&mut self, cx: &mut Context<'_>, packet: u16, next: Next) {
+        match next {
+            Next::Decap => self.decap.push(packet),
+            Next::Source => self.source.push(packet),
+            Next::Flow => self.flow.push(packet),
+            Next::Route => self.route.push(packet),
+            Next::Rewrite => self.rewrite.push(packet),
+            Next::Punt => self.punt.push(packet),
+            Next::Icmp(reason, kind) => {
+                count_drop(cx.stats, reason);
+                cx.packets.setup_mut(packet).error = Some(kind);
+                self.icmp.push(packet);
+            }
+            Next::Encap => self.encap.push(packet),
+            Next::Neighbor => self.neighbor.push(packet),
+            Next::Tx => self.tx.push(packet),
+            Next::Drop(reason) => count_drop(cx.stats, reason),
+            Next::Done => {}
+        }
+    }
+}
+
+/// Counts one dropped packet.
+#[inline]
+pub fn count_drop(stats: &WorkerStats, reason: DropReason) {
+    if let Some(c) = stats.drops.get(reason as usize) {
+        c.add(1);
+    }
+}
+
+/// One worker's graph: every node is a plain field.
+#[derive(Debug, Default)]
+pub struct Graph {
+    lists: Lists,
+    clock: quanta::Clock,
+    parse: nodes::Parse,
+    decap: nodes::Decap,
+    source: nodes::Source,
+    flow: nodes::Flow,
+    route: nodes::Route,
+    rewrite: nodes::Rewrite,
+    punt: nodes::Punt,
+    icmp: nodes::Icmp,
+    encap: nodes::Encap,
+    neighbor: nodes::Neighbor,
+}
+
+impl Graph {
+    /// Runs all packets of the vector through the graph.
+    ///
+    /// Afterwards [`Graph::sent`] gives the packets to transmit, and frames of dropped packets lie in
+    /// the vector still, to be given back to the pool.
+    pub fn run(&mut self, cx: &mut Context<'_>) {
+        let clock = &self.clock;
+        self.lists.tx.clear();
+        self.lists.parse.extend(cx.packets.numbers());
+
+        step(clock, cx, &mut self.lists, |l| &mut l.parse, &mut self.parse);
+        step(clock, cx, &mut self.lists, |l| &mut l.decap, &mut self.decap);
+        step(clock, cx, &mut self.lists, |l| &mut l.source, &mut self.source);
+        step(clock, cx, &mut self.lists, |l| &mut l.flow, &mut self.flow);
+        step(clock, cx, &mut self.lists, |l| &mut l.route, &mut self.route);
+        step(clock, cx, &mut self.lists, |l| &mut l.rewrite, &mut self.rewrite);
+        step(clock, cx, &mut self.lists, |l| &mut l.punt, &mut self.punt);
+        step(clock, cx, &mut self.lists, |l| &mut l.icmp, &mut self.icmp);
+        step(clock, cx, &mut self.lists, |l| &mut l.encap, &mut self.encap);
+        step(clock, cx, &mut self.lists, |l| &mut l.neighbor, &mut self.neighbor);
+    }
+
+    /// Numbers of the packets to transmit after [`Graph::run`], each by its `Meta::egress`.
+    #[must_use]
+    pub fn sent(&self) -> &[u16] {
+        &self.lists.tx
+    }
+}
+
+/// Runs one node on its list, if there is anything on it, and counts what it took.
+#[inline]
+fn step<N: Node>(
+    clock: &quanta::Clock,
+    cx: &mut Context<'_>,
+    lists: &mut Lists,
+    list: fn(&mut Lists) -> &mut Vec<u16>,
+    node: &mut N,
+) {
+    // Taken and put back, so that the node may push to every list; an empty Vec allocates nothing.
+    let mut input = mem::take(list(lists));
+    if !input.is_empty() {
+        let packets = input.len() as u64;
+        let start = clock.raw();
+        node.run(cx, &mut input, lists);
+        record(cx.stats, N::ID, packets, clock.raw().wrapping_sub(start));
+    }
+    *list(lists) = input;
+}
+
+/// Adds one vector to a node's runtime counters.
+#[inline]
+pub fn record(stats: &WorkerStats, id: NodeId, packets: u64, clocks: u64) {
+    if let Some(n) = stats.nodes.get(id as usize) {
+        n.vectors.add(1);
+        n.packets.add(packets);
+        n.clocks.add(clocks);
+    }
+}

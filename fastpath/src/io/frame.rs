@@ -1,31 +1,58 @@
 //! The owned packet buffer, and the pools it lives in.
 //!
 //! A region of memory is cut into frames once; from then on every frame has exactly one owner:
-//! a pool, the graph, a port's queue, or the kernel (through the rings of an AF_XDP socket).
+//! a pool, the graph, a port's queue, or the kernel (through the rings of an AF_XDP socket, see [`region`]).
 //! Moving the first byte (`push`, `pull`) moves no payload: encapsulation writes into headroom.
+#![allow(unsafe_code, reason = "a frame is a pointer into memory shared with the kernel; see `Frame`")]
 
+use core::fmt;
+use core::ptr::NonNull;
+use core::slice;
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
+pub mod region;
+
+#[cfg(test)]
+mod tests;
+
 /// One packet buffer, owned. Not `Clone`, not `Copy`: who holds it may read and write it.
-#[derive(Debug)]
+///
+/// A chunk of memory that lives as long as the process (or until all its frames are back, for the memory of
+/// a [private](crate::io::xsk) AF_XDP port). While the kernel has the chunk no `Frame` for it exists: it is
+/// taken apart into its number on the way into a ring and made again on the way back ([`region::Holder`]).
 pub struct Frame {
-    buf: &'static mut [u8],
+    ptr: NonNull<u8>,
+    home: Option<&'static ArrayQueue<Frame>>,
     index: u32,
+    region: u32,
+    cap: u16,
     head: u16,
     len: u16,
 }
+
+const _: () = assert!(size_of::<Frame>() == 32, "two frames per cache line in a batch");
+
+// SAFETY: a `Frame` is the only way to its chunk, like a `&'static mut [u8]`, which is Send too.
+unsafe impl Send for Frame {}
+// SAFETY: a shared `Frame` gives only `&[u8]`.
+unsafe impl Sync for Frame {}
 
 /// Bytes in front of a received packet: XDP_PACKET_HEADROOM of the kernel's AF_XDP frame layout.
 pub const HEADROOM: u16 = 256;
 
 impl Frame {
-    /// Wraps one chunk of a region. `index` is the chunk's number within its region.
+    /// Wraps one chunk of memory. `index` is the chunk's number, for the caller's own use.
+    ///
+    /// # Panics
+    /// When `buf` is not longer than [`HEADROOM`], or longer than 65535 bytes.
     #[must_use]
     pub fn new(buf: &'static mut [u8], index: u32) -> Self {
-        assert!(buf.len() > usize::from(HEADROOM) && buf.len() <= usize::from(u16::MAX));
-        Self { buf, index, head: HEADROOM, len: 0 }
+        let cap = u16::try_from(buf.len()).ok().filter(|&cap| cap > HEADROOM);
+        assert!(cap.is_some(), "a frame has 257 to 65535 bytes, not {}", buf.len());
+        let ptr = NonNull::from(buf).cast();
+        Self { ptr, home: None, index, region: 0, cap: cap.unwrap_or(0), head: HEADROOM, len: 0 }
     }
 
     /// The chunk's number within its region.
@@ -60,18 +87,17 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn data(&self) -> &[u8] {
-        self.buf
-            .get(usize::from(self.head)..usize::from(self.head) + usize::from(self.len))
-            .unwrap_or_default()
+        // SAFETY: every method keeps head + len <= cap, the chunk has `cap` initialised bytes, and this frame
+        // is its only owner, so a shared borrow of the frame excludes writers.
+        unsafe { slice::from_raw_parts(self.ptr.as_ptr().add(usize::from(self.head)), self.len()) }
     }
 
     /// The packet, writable.
     #[inline]
     #[must_use]
     pub fn data_mut(&mut self) -> &mut [u8] {
-        self.buf
-            .get_mut(usize::from(self.head)..usize::from(self.head) + usize::from(self.len))
-            .unwrap_or_default()
+        // SAFETY: as in `data`; the exclusive borrow of the only owner excludes every other access.
+        unsafe { slice::from_raw_parts_mut(self.ptr.as_ptr().add(usize::from(self.head)), self.len()) }
     }
 
     /// Room in front of the packet, in bytes.
@@ -85,7 +111,7 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn tailroom(&self) -> usize {
-        self.buf.len() - usize::from(self.head) - usize::from(self.len)
+        usize::from(self.cap - self.head - self.len)
     }
 
     /// Grows the packet by `n` bytes at its front; `false`, and nothing changed, when the headroom is too small.
@@ -116,7 +142,7 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn set_len(&mut self, len: u16) -> bool {
-        let fits = usize::from(self.head) + usize::from(len) <= self.buf.len();
+        let fits = len <= self.cap - self.head;
         if fits {
             self.len = len;
         }
@@ -145,6 +171,13 @@ impl Frame {
     }
 }
 
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, region, head, len, .. } = self;
+        write!(f, "Frame(region {region} index {index} head {head} len {len})")
+    }
+}
+
 /// Surplus frames of all workers: a handed-over frame ends in the pool of the worker that sent it,
 /// and comes back by this queue.
 pub type Exchange = Arc<ArrayQueue<Frame>>;
@@ -159,6 +192,9 @@ pub struct Pool {
 
 impl Pool {
     /// Takes the worker's share of the region's frames.
+    ///
+    /// `exchange` is common to all workers; it must have room for all frames of the region. A pool of no frames
+    /// passes all it is given to the exchange: for a thread that only closes ports.
     #[must_use]
     pub fn new(mut frames: Vec<Frame>, exchange: Exchange) -> Self {
         let share = frames.len();
@@ -181,10 +217,17 @@ impl Pool {
         self.free.pop().or_else(|| self.exchange.pop())
     }
 
-    /// Takes a frame back.
+    /// Takes a frame back. A frame of a port's private memory goes home to that port.
     #[inline]
     pub fn put(&mut self, mut frame: Frame) {
         frame.reset();
+        let frame = match frame.home {
+            None => frame,
+            Some(home) => match home.push(frame) {
+                Ok(()) => return,
+                Err(frame) => frame,
+            },
+        };
         if self.free.len() < self.share {
             self.free.push(frame);
         } else if let Err(frame) = self.exchange.push(frame) {
@@ -192,9 +235,22 @@ impl Pool {
         }
     }
 
-    /// Free frames in this pool.
+    /// Free frames in this pool, without those in the exchange.
     #[must_use]
     pub fn available(&self) -> usize {
         self.free.len()
+    }
+
+    /// Frames that [`Pool::get`] can give: those of the exchange too, looked at only when this pool runs low.
+    #[must_use]
+    pub fn reachable(&self) -> usize {
+        let free = self.free.len();
+        if free * 2 > self.share { free } else { free + self.exchange.len() }
+    }
+
+    /// Frames this pool was made with; what it holds above that number goes to the exchange.
+    #[must_use]
+    pub fn share(&self) -> usize {
+        self.share
     }
 }

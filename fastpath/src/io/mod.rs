@@ -11,6 +11,9 @@
 use std::os::fd::BorrowedFd;
 
 pub mod frame;
+pub mod mem;
+pub mod pcap;
+pub mod xsk;
 
 pub use frame::{Exchange, Frame, Pool};
 
@@ -35,7 +38,7 @@ pub trait Port: Send {
     /// Counters since the port was opened.
     fn stats(&self) -> PortStats;
 
-    /// Ends receiving and gives every frame the port still holds back to `pool`.
+    /// Ends receiving and gives every frame the port still holds back to `pool`. May block and allocate.
     fn close(self: Box<Self>, pool: &mut Pool);
 }
 
@@ -54,8 +57,26 @@ pub struct PortStats {
     pub tx_kicks: u64,
     /// Kicks answered by EAGAIN and repeated.
     pub tx_retries: u64,
-    /// Frames the tx ring had no room for.
+    /// Frames the tx ring had no room for, counted at each attempt.
     pub tx_ring_full: u64,
+    /// Frames refused before the tx ring: shorter than an Ethernet header.
+    pub tx_invalid: u64,
+    /// Frames copied because they lie in another port's memory (between zero-copy and copy-mode ports).
+    pub tx_copied: u64,
+    /// Kicks answered by an error other than "try again", as when the device is down or gone.
+    pub tx_errors: u64,
+    /// Frames the kernel has given back after sending (the completion ring).
+    pub tx_completed: u64,
+    /// Empty frames given to the kernel for receiving (the fill ring).
+    pub rx_filled: u64,
+    /// System calls to start reception.
+    pub rx_kicks: u64,
+    /// Ring entries that named no frame of this port; always 0 unless the kernel or another process errs.
+    pub ring_errors: u64,
+    /// Frames the kernel holds for receiving now (fill and rx ring); a level, not a counter.
+    pub rx_held: u64,
+    /// Frames the kernel holds for sending now (tx and completion ring, in flight); a level, not a counter.
+    pub tx_held: u64,
     /// Dropped by the kernel before the socket (`xdp_statistics.rx_dropped`).
     pub kernel_rx_dropped: u64,
     /// Dropped because the rx ring was full (`xdp_statistics.rx_ring_full`).

@@ -84,14 +84,14 @@ fn mask(len: u8) -> u128 {
 }
 
 /// A longest-prefix-match table from [`Prefix`] to `V`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lpm<V> {
     v4: Vec<Level<V>>,
     v6: Vec<Level<V>>,
 }
 
 /// All prefixes of one length; levels are kept longest first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Level<V> {
     len: u8,
     prefixes: HashMap<u128, V>,
@@ -140,12 +140,18 @@ impl<V> Lpm<V> {
     }
 }
 
+impl<V> Extend<(Prefix, V)> for Lpm<V> {
+    fn extend<I: IntoIterator<Item = (Prefix, V)>>(&mut self, iter: I) {
+        for (p, v) in iter {
+            self.insert(p, v);
+        }
+    }
+}
+
 impl<V> FromIterator<(Prefix, V)> for Lpm<V> {
     fn from_iter<I: IntoIterator<Item = (Prefix, V)>>(iter: I) -> Self {
         let mut lpm = Self::default();
-        for (p, v) in iter {
-            lpm.insert(p, v);
-        }
+        lpm.extend(iter);
         lpm
     }
 }

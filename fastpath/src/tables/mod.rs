@@ -1,6 +1,7 @@
 //! Tables the nodes look things up in.
 #![forbid(unsafe_code)]
 
+pub mod flow;
 pub mod lpm;
 
 pub use lpm::{Lpm, Prefix};

@@ -1,0 +1,83 @@
+//! The CLI's side of the API: a plain socket with timeouts.
+#![forbid(unsafe_code)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::{ApiError, Envelope, PROTOCOL, Reply, Request};
+
+/// Longest wait for the daemon.
+const WAIT: Duration = Duration::from_secs(15);
+/// Largest answer read, in bytes.
+const MAX_REPLY: u64 = 256 << 20;
+
+/// A connection to the daemon.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No daemon listens there, or it went away, or it does not answer in time.
+    #[error("no daemon answers at {}: {source}; is `fastpath run` running with this state folder?", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The daemon refused.
+    #[error("{0}")]
+    Refused(#[from] ApiError),
+    /// The daemon's answer makes no sense to this client.
+    #[error("cannot read the daemon's answer: {0}; are client and daemon of the same version?")]
+    Answer(String),
+}
+
+impl Client {
+    /// Connects to the daemon's socket.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`].
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { path: path.to_path_buf(), source };
+        let stream = UnixStream::connect(path).map_err(unreachable)?;
+        stream.set_read_timeout(Some(WAIT)).map_err(unreachable)?;
+        stream.set_write_timeout(Some(WAIT)).map_err(unreachable)?;
+        Ok(Self { path: path.to_path_buf(), stream: BufReader::new(stream) })
+    }
+
+    /// Asks, and waits for the answer; `T` is what [`Request`]'s variant names (or `serde_json::Value`).
+    ///
+    /// # Errors
+    /// The daemon went away or refused, or its answer cannot be read.
+    pub fn ask<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
+        let mut line = serde_json::to_vec(&Envelope { version: PROTOCOL, request })
+            .map_err(|e| ClientError::Answer(e.to_string()))?;
+        line.push(b'\n');
+        let sent = self.stream.get_mut().write_all(&line);
+        let mut reply = Vec::new();
+        let got = (&mut self.stream).take(MAX_REPLY).read_until(b'\n', &mut reply).map_err(unreachable)?;
+        if got == 0 {
+            // A daemon that refused at once has closed before our request was sent: its words count more.
+            sent.map_err(unreachable)?;
+            return Err(unreachable(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        let reply: Reply<T> =
+            serde_json::from_slice(&reply).map_err(|e| ClientError::Answer(e.to_string()))?;
+        match reply {
+            Reply { error: Some(e), .. } => Err(ClientError::Refused(e)),
+            Reply { result: Some(result), .. } => Ok(result),
+            Reply { .. } => Err(ClientError::Answer("neither result nor error".to_owned())),
+        }
+    }
+}

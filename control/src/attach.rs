@@ -1,0 +1,401 @@
+//! `attach`: devices become ports. Opens the sockets of a device, has its queues taken by workers, attaches
+//! the XDP program; and takes all of it back when the device or its pod goes.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use fastpath::engine::{Engine, EngineError};
+use fastpath::io::frame::HEADROOM;
+use fastpath::io::xsk::{OpenConfig, Umem, XskError};
+use fastpath::packet::{Mac, PortId};
+use fastpath::snapshot::PortRole;
+use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
+
+use crate::compile::Port;
+use crate::model::ObjectName;
+use crate::netdev::{self, Link, NetView, Plan, Prepared, Preparer};
+
+/// A device that should be a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its role.
+    pub role: PortRole,
+    /// The pod behind it, for role `Pod`.
+    pub pod: Option<ObjectName>,
+    /// MAC address of the pod's side, where the manifest names it.
+    pub peer_mac: Option<Mac>,
+    /// The pod's network namespace, where the manifest names it.
+    pub netns: Option<std::path::PathBuf>,
+}
+
+/// Why a device did not become a port.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such device (yet).
+    #[error("no such network device")]
+    NoDevice,
+    /// The device is down.
+    #[error("the device is down: set it up")]
+    Down,
+    /// The device has no Ethernet address.
+    #[error("the device has no Ethernet address: only Ethernet devices can be ports")]
+    NotEthernet,
+    /// Packets of the device's MTU do not fit a frame.
+    #[error("MTU {mtu} does not fit frames of {frame_size} bytes: lower the MTU or raise memory.frame_size")]
+    MtuTooLarge {
+        /// The device's MTU.
+        mtu: u32,
+        /// Configured frame size in bytes.
+        frame_size: u32,
+    },
+    /// All port numbers are taken.
+    #[error("no port number left")]
+    NoPortId,
+    /// The kernel's network configuration could not be read or changed.
+    #[error(transparent)]
+    Netdev(#[from] netdev::Error),
+    /// The AF_XDP socket could not be opened.
+    #[error(transparent)]
+    Socket(#[from] XskError),
+    /// The XDP program could not be attached.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// A worker did not take or give a port.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// An attached device.
+#[derive(Debug)]
+pub struct Attached {
+    /// As `compile` sees it.
+    pub port: Port,
+    /// What it was attached for.
+    pub wanted: Wanted,
+    /// XDP mode obtained.
+    pub mode: Mode,
+    /// Whether its sockets share the driver's memory.
+    pub zero_copy: bool,
+    /// What the device could not be given; the dataplane works without.
+    pub notes: Vec<String>,
+    prepared: Vec<Prepared>,
+}
+
+/// How devices are attached.
+#[derive(Clone, Debug)]
+pub struct AttachConfig {
+    /// XDP mode asked for.
+    pub mode: ModeRequest,
+    /// Sockets' rings and copy mode; device and queue are filled in.
+    pub socket: OpenConfig,
+    /// Configured frame size in bytes.
+    pub frame_size: u32,
+}
+
+/// Attaches and detaches devices. Owns the engine, the sockets' memory and the XDP programs.
+#[derive(Debug)]
+pub struct Attacher {
+    /// The workers.
+    pub engine: Engine,
+    /// The XDP programs.
+    pub redirect: Redirect,
+    umem: Umem,
+    preparer: Preparer,
+    config: AttachConfig,
+    attached: BTreeMap<Arc<str>, Attached>,
+    /// Numbers given back, oldest first, with the generation from which no worker knows them any more.
+    freed: VecDeque<(PortId, u32)>,
+    next_id: u16,
+}
+
+impl Attacher {
+    /// Takes over engine, memory and programs; nothing is attached yet.
+    #[must_use]
+    pub fn new(
+        engine: Engine,
+        umem: Umem,
+        redirect: Redirect,
+        preparer: Preparer,
+        config: AttachConfig,
+    ) -> Self {
+        Self {
+            engine,
+            redirect,
+            umem,
+            preparer,
+            config,
+            attached: BTreeMap::new(),
+            freed: VecDeque::new(),
+            next_id: 0,
+        }
+    }
+
+    /// What is attached, by device name.
+    pub fn attached(&self) -> impl Iterator<Item = &Attached> {
+        self.attached.values()
+    }
+
+    /// The ports, as `compile` takes them.
+    #[must_use]
+    pub fn ports(&self) -> BTreeMap<PortId, Port> {
+        self.attached.values().map(|a| (a.port.id, a.port.clone())).collect()
+    }
+
+    /// Makes what is attached be what is wanted; `generation` is the last one published.
+    /// Returns what could not be done, by device.
+    pub fn reconcile(
+        &mut self,
+        wanted: &BTreeMap<String, Wanted>,
+        view: &NetView,
+        generation: u32,
+    ) -> Vec<(String, AttachError)> {
+        let mut problems = Vec::new();
+        let gone: Vec<Arc<str>> = self
+            .attached
+            .values()
+            .filter(|a| {
+                let link = view.links.get(&a.port.ifindex).filter(|l| *l.name == *a.port.name);
+                link.is_none() || wanted.get(&*a.port.name) != Some(&a.wanted)
+            })
+            .map(|a| Arc::clone(&a.port.name))
+            .collect();
+        for name in gone {
+            if let Err(e) = self.detach(&name, generation) {
+                problems.push((name.to_string(), e));
+            }
+        }
+        for (name, wanted) in wanted {
+            match self.attached.get_mut(name.as_str()) {
+                Some(attached) => follow(attached, view),
+                None => {
+                    if let Err(e) = self.attach(name, wanted, view) {
+                        problems.push((name.clone(), e));
+                    }
+                }
+            }
+        }
+        problems
+    }
+
+    fn attach(&mut self, name: &str, wanted: &Wanted, view: &NetView) -> Result<(), AttachError> {
+        let link = view.link_by_name(name).ok_or(AttachError::NoDevice)?;
+        if !link.up {
+            return Err(AttachError::Down);
+        }
+        let mac = link.mac.ok_or(AttachError::NotEthernet)?;
+        self.fits(link)?;
+        let id = self.take_id().ok_or(AttachError::NoPortId)?;
+        let mut parts = Parts::default();
+        let (mode, queues) = match self.open(link, wanted, id, &mut parts) {
+            Ok(done) => done,
+            Err(e) => {
+                self.undo(link.index, id, parts);
+                return Err(e);
+            }
+        };
+        let notes: Vec<String> = parts.prepared.iter().flat_map(|p| p.notes.iter().cloned()).collect();
+        let mut attached = Attached {
+            port: Port {
+                id,
+                ifindex: link.index,
+                name: Arc::from(name),
+                role: wanted.role,
+                pod: wanted.pod.clone(),
+                mac,
+                peer_mac: wanted.peer_mac,
+                mtu: 0,
+                queues,
+            },
+            wanted: wanted.clone(),
+            mode,
+            zero_copy: parts.zero_copy,
+            notes,
+            prepared: parts.prepared,
+        };
+        follow(&mut attached, view);
+        tracing::info!(
+            device = name,
+            port = id.0,
+            mode = mode.as_str(),
+            queues = attached.port.queues.len(),
+            "attached"
+        );
+        for note in &attached.notes {
+            tracing::debug!(device = name, "{note}");
+        }
+        self.attached.insert(Arc::clone(&attached.port.name), attached);
+        Ok(())
+    }
+
+    /// Prepares the device, opens a socket for each queue, attaches the program, gives the queues to workers.
+    fn open(
+        &mut self,
+        link: &Link,
+        wanted: &Wanted,
+        id: PortId,
+        parts: &mut Parts,
+    ) -> Result<(Mode, Vec<u16>), AttachError> {
+        let role = if wanted.role == PortRole::Uplink { Role::Uplink } else { Role::Endpoint };
+        let queues = self.prepare(link, wanted, self.config.mode == ModeRequest::Generic, parts)?;
+        parts.zero_copy = true;
+        let mut ports = Vec::new();
+        for queue in 0..queues {
+            let config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
+            let port = self.umem.open(&config)?;
+            self.redirect.register_socket(link.index, queue, port.fd())?;
+            parts.zero_copy &= port.zero_copy();
+            ports.push(port);
+        }
+        let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
+        if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
+            self.prepare(link, wanted, true, parts)?;
+        }
+        // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
+        // as workers, each worker has one of its own to send by.
+        let workers = self.engine.workers();
+        let owners = (0..ports.len()).map(|queue| (usize::from(id.0) + queue) % workers);
+        for ((queue, port), worker) in (0u16..).zip(ports).zip(owners) {
+            self.engine.add_port(worker, id, queue, Box::new(port))?;
+            parts.queues.push(u16::try_from(worker).unwrap_or(0));
+        }
+        Ok((mode, parts.queues.clone()))
+    }
+
+    /// Brings both ends of the device into the state the mode needs; returns its queues.
+    fn prepare(
+        &mut self,
+        link: &Link,
+        wanted: &Wanted,
+        generic: bool,
+        parts: &mut Parts,
+    ) -> Result<u32, AttachError> {
+        let workers = u32::try_from(self.engine.workers()).unwrap_or(1);
+        let plan = match wanted.role {
+            PortRole::Uplink => Plan::uplink(&link.kind, generic, workers),
+            PortRole::Pod | PortRole::Host => Plan::pod(generic, workers),
+        };
+        let prepared = self.preparer.prepare(link.index, &plan)?;
+        let queues = prepared.queues.rx.max(1);
+        parts.prepared.push(prepared);
+        if let Some(netns) = &wanted.netns {
+            let end = self.preparer.prepare_peer(link.index, netns, &Plan::pod_end(generic))?;
+            parts.prepared.push(end);
+        }
+        Ok(queues)
+    }
+
+    fn detach(&mut self, name: &str, generation: u32) -> Result<(), AttachError> {
+        let Some(attached) = self.attached.remove(name) else { return Ok(()) };
+        let port = attached.port;
+        tracing::info!(device = name, port = port.id.0, "detached");
+        self.freed.push_back((port.id, generation.wrapping_add(1)));
+        let detached = self.redirect.detach(port.ifindex);
+        let mut result = detached.map_err(AttachError::from);
+        for (queue, worker) in (0u16..).zip(&port.queues) {
+            let removed = self.engine.remove_port(usize::from(*worker), port.id, queue);
+            result = result.and(removed.map(drop).map_err(AttachError::from));
+        }
+        // Only now: a driver takes settings back that it refuses under a program or a socket.
+        for prepared in &attached.prepared {
+            result = result.and(self.preparer.restore(prepared).map_err(AttachError::from));
+        }
+        result
+    }
+
+    /// After a failed attachment: no program, no sockets in the map, device as before, number free.
+    fn undo(&mut self, ifindex: u32, id: PortId, parts: Parts) {
+        // Each step may find that there is nothing to undo, or that the device is gone.
+        let _ = self.redirect.detach(ifindex);
+        for (queue, worker) in (0u16..).zip(&parts.queues) {
+            let _ = self.engine.remove_port(usize::from(*worker), id, queue);
+        }
+        for prepared in &parts.prepared {
+            let _ = self.preparer.restore(prepared);
+        }
+        // No snapshot ever named it.
+        self.freed.push_front((id, 0));
+    }
+
+    fn fits(&self, link: &Link) -> Result<(), AttachError> {
+        if link.mtu > max_mtu(self.config.frame_size) {
+            return Err(AttachError::MtuTooLarge { mtu: link.mtu, frame_size: self.config.frame_size });
+        }
+        Ok(())
+    }
+
+    /// A number no worker knows: one given back before the generation all workers have, else a new one.
+    fn take_id(&mut self) -> Option<PortId> {
+        let acked = self.engine.acked();
+        if let Some((id, _)) = self.freed.pop_front_if(|(_, from)| acked >= *from) {
+            return Some(id);
+        }
+        let id = PortId(self.next_id);
+        self.next_id = self.next_id.checked_add(1).filter(|n| *n < PortId::NONE.0)?;
+        Some(id)
+    }
+
+    /// Detaches everything, restores devices, stops the workers; nothing of the daemon stays in the kernel.
+    /// Returns what went wrong on the way.
+    #[must_use]
+    pub fn shutdown(mut self) -> Vec<String> {
+        let names: Vec<Arc<str>> = self.attached.keys().cloned().collect();
+        let mut problems: Vec<String> = names
+            .iter()
+            .filter_map(|n| self.detach(n, 0).err().filter(|e| !e.is_gone()).map(|e| format!("{n}: {e}")))
+            .collect();
+        problems.extend(self.preparer.restore_all().iter().filter(|e| !e.is_gone()).map(ToString::to_string));
+        if let Err(e) = self.redirect.shutdown() {
+            problems.push(e.to_string());
+        }
+        self.engine.stop();
+        problems
+    }
+}
+
+/// Largest MTU whose packets fit frames of `frame_size` bytes.
+#[must_use]
+pub fn max_mtu(frame_size: u32) -> u32 {
+    frame_size.saturating_sub(u32::from(HEADROOM) + ETHERNET)
+}
+
+/// What a device was given before it is a port.
+#[derive(Debug, Default)]
+struct Parts {
+    prepared: Vec<Prepared>,
+    queues: Vec<u16>,
+    zero_copy: bool,
+}
+
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
+
+impl AttachError {
+    /// Whether the device is simply not there.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::NoDevice => true,
+            Self::Netdev(e) => e.is_gone(),
+            _ => false,
+        }
+    }
+}
+
+/// Takes over what the kernel says of an attached device now: addresses and MTU can change while it is a port.
+fn follow(attached: &mut Attached, view: &NetView) {
+    let port = &mut attached.port;
+    let Some(link) = view.links.get(&port.ifindex) else { return };
+    let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+    port.mtu = mtu;
+    if let Some(mac) = link.mac {
+        port.mac = mac;
+    }
+    if let Some(peer) = view.peers.get(&port.ifindex) {
+        // What the smaller side takes: a veth drops what exceeds its receiver's MTU.
+        port.mtu = mtu.min(u16::try_from(peer.mtu).unwrap_or(u16::MAX));
+        if attached.wanted.peer_mac.is_none() && port.role != PortRole::Uplink {
+            port.peer_mac = Some(peer.mac);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Commands and options.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::api::{MAX_FLOWS, Request, SOCKET_NAME};
+
+/// What `fastpath --help` ends with.
+const EXAMPLES: &str = "\
+Examples:
+  fastpath config check fastpath.toml          is the file right? every mistake with its line
+  fastpath run --config fastpath.toml          the daemon, in the foreground, logging to stderr
+  fastpath status                              is it well? what is degraded?
+  fastpath show endpoints                      pods on this node, and the port each is behind
+  fastpath show drops                          what was dropped, and what that means
+  fastpath show flows --limit 20 -o json       for scripts
+  fastpath --state-dir /run/fp-b status        another daemon on the same machine
+
+Exit codes:
+  0  what was asked for
+  1  it failed, or `status` found the daemon not ready or degraded
+  2  wrong command line
+  3  no daemon answers at the socket";
+
+/// A Kubernetes dataplane in userspace over AF_XDP: the daemon, and the command to ask it.
+#[derive(Debug, Parser)]
+#[command(name = "fastpath", version, after_help = EXAMPLES, propagate_version = false)]
+pub struct Cli {
+    /// Folder of the daemon to ask (its `daemon.state_dir`).
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/fastpath")]
+    state_dir: PathBuf,
+
+    /// Socket of the daemon to ask, instead of the one in the state folder.
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// How answers are shown.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+impl Cli {
+    /// The socket to ask at.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| self.state_dir.join(SOCKET_NAME))
+    }
+}
+
+/// How answers are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// Aligned columns, for reading.
+    Table,
+    /// JSON, for scripts.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon in the foreground.
+    #[command(after_help = "\
+The daemon attaches to this node's devices and forwards until SIGINT or SIGTERM, then detaches from all of
+them. It needs root (or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK and CAP_SYS_NICE).
+Log level: key daemon.log, or the environment's RUST_LOG (as `debug` or `fastpath_control::source=trace`).
+Exit code 1 when the configuration is wrong or the daemon cannot start; the last line on stderr says why.")]
+    Run {
+        /// Configuration file; `fastpath config reference` prints one with every key.
+        #[arg(long, value_name = "FILE", default_value = "/etc/fastpath/fastpath.toml")]
+        config: PathBuf,
+    },
+    /// How the daemon is: ports, workers, last sync, what is degraded.
+    #[command(after_help = "Exit code 0 only when the daemon is ready and nothing is degraded, else 1.")]
+    Status,
+    /// Tables of the daemon.
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Show {
+        #[command(subcommand)]
+        what: Show,
+    },
+    /// Configuration files.
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Version of this program, and of the daemon if one runs.
+    Version,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum Show {
+    /// Pods on this node: addresses, device, port, worker.
+    Endpoints,
+    /// Nodes of the cluster, and how each is reached.
+    Nodes,
+    /// The flow table, in no particular order.
+    Flows {
+        /// Most flows to list.
+        #[arg(long, value_name = "N", default_value_t = crate::api::DEFAULT_FLOWS,
+              value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_FLOWS)))]
+        limit: u32,
+    },
+    /// Routes in force.
+    Routes,
+    /// Neighbours on the uplinks.
+    Neighbors,
+    /// Packets dropped, by reason.
+    Drops {
+        /// Also reasons that dropped nothing.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Counters of the ports, by queue.
+    Ports,
+    /// Counters of the graph's nodes: packets a vector, clocks a packet.
+    Runtime,
+}
+
+impl Show {
+    /// What to ask the daemon.
+    pub(super) fn request(self) -> Request {
+        match self {
+            Show::Endpoints => Request::Endpoints,
+            Show::Nodes => Request::Nodes,
+            Show::Flows { limit } => Request::Flows { limit: Some(limit) },
+            Show::Routes => Request::Routes,
+            Show::Neighbors => Request::Neighbors,
+            Show::Drops { .. } => Request::Drops,
+            Show::Ports => Request::Ports,
+            Show::Runtime => Request::Runtime,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check a configuration file: every mistake with its line; exit code 0 or 1.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Print a configuration file with every key, its default and what it means.
+    Reference,
+}

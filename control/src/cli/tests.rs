@@ -1,0 +1,190 @@
+#![forbid(unsafe_code)]
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+use crate::api::types::*;
+use crate::source::Severity;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split(' '))
+}
+
+#[test]
+fn command_lines() {
+    Cli::command().debug_assert();
+    for line in [
+        "fastpath run",
+        "fastpath run --config x.toml",
+        "fastpath status",
+        "fastpath --state-dir /run/x status -o json",
+        "fastpath show endpoints",
+        "fastpath show nodes -o json",
+        "fastpath show flows --limit 5",
+        "fastpath show routes --socket /x.sock",
+        "fastpath show neighbors",
+        "fastpath show drops --all",
+        "fastpath show ports",
+        "fastpath show runtime",
+        "fastpath config check x.toml",
+        "fastpath config reference",
+        "fastpath version",
+    ] {
+        assert!(parse(line).is_ok(), "{line}");
+    }
+    for line in [
+        "fastpath",
+        "fastpath nope",
+        "fastpath show",
+        "fastpath show nope",
+        "fastpath show flows --limit 0",
+        "fastpath show flows --limit 100001",
+        "fastpath status -o yaml",
+        "fastpath config check",
+        "fastpath status extra",
+    ] {
+        assert_eq!(parse(line).err().map(|e| e.exit_code()), Some(2), "{line}");
+    }
+    let socket = |line: &str| parse(line).expect("valid").socket();
+    assert_eq!(socket("fastpath status"), std::path::Path::new("/run/fastpath/fastpath.sock"));
+    assert_eq!(socket("fastpath status --state-dir /a"), std::path::Path::new("/a/fastpath.sock"));
+    assert_eq!(socket("fastpath --state-dir /a status --socket /b"), std::path::Path::new("/b"));
+}
+
+#[test]
+fn help_teaches() {
+    let help = Cli::command().render_long_help().to_string();
+    for text in ["Examples:", "fastpath config check", "Exit codes:", "3  no daemon answers"] {
+        assert!(help.contains(text), "{text}\n{help}");
+    }
+}
+
+#[test]
+fn durations() {
+    let shown = [0, 59, 60, 3599, 3600, 86_399, 86_400, 1_000_000].map(show::duration);
+    assert_eq!(shown, ["0s", "59s", "1m0s", "59m59s", "1h0m", "23h59m", "1d0h", "11d13h"]);
+}
+
+#[test]
+fn status_says_what_is_wrong() {
+    let status = Status {
+        version: "1.2.3".into(),
+        node: "node-a".into(),
+        pid: 7,
+        uptime_s: 61,
+        generation: 5,
+        acked_generation: 4,
+        ready: true,
+        last_sync: Some(Sync { at: "2024-01-01T00:00:00.000Z".into(), age_s: 2 }),
+        problems: vec![Problem {
+            severity: Severity::Error,
+            origin: "a.yaml:3".into(),
+            reason: "bad\nthing".into(),
+        }],
+        ports: vec![PortStatus {
+            name: "up-a".into(),
+            role: "uplink".into(),
+            mode: Some("native".into()),
+            zero_copy: false,
+            queues: 2,
+            workers: vec![0, 1],
+            state: "up".into(),
+        }],
+        workers: vec![WorkerStatus {
+            id: 0,
+            core: Some(1),
+            polling: "adaptive".into(),
+            ports: 4,
+            heartbeat_age_ms: 3,
+        }],
+        degraded: vec!["fp-a3: no such device".into()],
+    };
+    assert!(!status.healthy());
+    let want = "\
+State:      ready, degraded
+Node:       node-a
+Daemon:     version 1.2.3, pid 7, up 1m1s
+Snapshot:   generation 5, acknowledged 4
+Last sync:  2024-01-01T00:00:00.000Z, 2s ago
+Degraded:   fp-a3: no such device
+Problem:    error: a.yaml:3: bad thing
+
+PORT   ROLE     MODE     ZERO-COPY   QUEUES   WORKERS   STATE
+up-a   uplink   native   no               2   0,1       up
+
+WORKER   CORE   POLLING    PORTS   HEARTBEAT
+     0      1   adaptive       4   3 ms ago
+";
+    assert_eq!(show::status(&status), want);
+}
+
+#[test]
+fn tables() {
+    let endpoint = Endpoint {
+        namespace: "demo".into(),
+        pod: "a1".into(),
+        addresses: vec!["10.77.1.11".parse().expect("ip"), "fd00:77:1::11".parse().expect("ip")],
+        interface: None,
+        port: Some(3),
+        mac: None,
+        state: "attached".into(),
+        worker: Some(0),
+    };
+    let want = "\
+NAMESPACE   POD   ADDRESSES                  INTERFACE   PORT   MAC   WORKER   STATE
+demo        a1    10.77.1.11,fd00:77:1::11   -              3   -          0   attached
+";
+    assert_eq!(show::endpoints(&[endpoint]), want);
+    let tuple = |src: &str, dst: &str| Tuple {
+        src: src.parse().expect("ip"),
+        sport: 1000,
+        dst: dst.parse().expect("ip"),
+        dport: 80,
+    };
+    let flow = Flow {
+        proto: "tcp".into(),
+        original: tuple("fd00::1", "fd00::2"),
+        reply: tuple("10.0.0.1", "10.0.0.2"),
+        state: "established".into(),
+        idle_ms: 1234,
+        generation: 9,
+        egress: "fp-a1".into(),
+        worker: 1,
+    };
+    let want = "\
+PROTO   ORIGINAL                          REPLY                          STATE         IDLE   GEN   WORKER   EGRESS
+tcp     [fd00::1]:1000 -> [fd00::2]:80   10.0.0.1:1000 -> 10.0.0.2:80   established   1.2s     9        1   fp-a1
+(1 of 5 flows; more with --limit)
+";
+    let got = show::flows(&Flows { flows: vec![flow], total: 5 });
+    assert_eq!(got, want.replace("ORIGINAL                          ", "ORIGINAL                         "));
+    let drop = |reason: &str, packets| Drop { reason: reason.into(), packets, help: "Help.".into() };
+    let drops = [drop("no_route", 12), drop("multicast", 0)];
+    assert_eq!(show::drops(&drops, false), "REASON     PACKETS   MEANING\nno_route        12   Help.\n");
+    assert_eq!(show::drops(&drops, true).lines().count(), 3);
+    let node = NodeRuntime {
+        node: "parse".into(),
+        calls: 10,
+        vectors: 4,
+        packets: 10,
+        packets_per_vector: 2.5,
+        clocks_per_packet: 33.33,
+    };
+    let runtime =
+        Runtime { workers: vec![WorkerRuntime { worker: 0, nodes: vec![node.clone()] }], total: vec![node] };
+    let want = "\
+WORKER   NODE    CALLS   VECTORS   PACKETS   PACKETS/VECTOR   CLOCKS/PACKET
+0        parse      10         4        10             2.50            33.3
+total    parse      10         4        10             2.50            33.3
+";
+    assert_eq!(show::runtime(&runtime), want);
+    assert_eq!(show::routes(&[]), "PREFIX   KIND   VIA   DEVICE   NODE\n");
+}
+
+#[test]
+fn timestamps_are_rfc_3339() {
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_700_000_000_123);
+    let sync = Sync::from(at);
+    assert_eq!(sync.at, "2023-11-14T22:13:20.123Z");
+    assert!(sync.age_s > 0);
+}

@@ -1,0 +1,305 @@
+//! Every section and key of the configuration file: type, default, what is allowed, meaning.
+//!
+//! The doc comment of a key is its text in `configs/fastpath.toml`.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::read::Found;
+use super::reference::KeyDoc;
+use super::value::{
+    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, NodeName, OneOf, PodDevices, choices, int, micros,
+    millis, power_of_two, seconds,
+};
+use crate::model::ObjectName;
+
+choices! {
+    /// `daemon.log`.
+    LogLevel {
+        /// What stops something from working.
+        Error = "error",
+        /// What is degraded.
+        Warn = "warn",
+        /// What changed.
+        Info = "info",
+        /// Every decision.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+choices! {
+    /// `source.kind`.
+    SourceKind {
+        /// A folder of Kubernetes manifests.
+        Directory = "directory",
+    }
+}
+
+choices! {
+    /// `xdp.mode`.
+    XdpMode {
+        /// Native where the driver can, else generic.
+        Auto = "auto",
+        /// In the driver.
+        Native = "native",
+        /// In the network stack.
+        Generic = "generic",
+    }
+}
+
+choices! {
+    /// `xdp.zero_copy`.
+    ZeroCopy {
+        /// Where the driver can, else copy.
+        Auto = "auto",
+        /// Always copy.
+        Off = "off",
+    }
+}
+
+choices! {
+    /// `xdp.on_failure`.
+    OnFailure {
+        /// Pod traffic is dropped: no policy is bypassed.
+        Drop = "drop",
+        /// Pod traffic goes to the kernel.
+        Pass = "pass",
+    }
+}
+
+choices! {
+    /// `overlay.encap`.
+    Encap {
+        /// Every other node is reached through VXLAN.
+        Vxlan = "vxlan",
+        /// No encapsulation: the network routes pod addresses.
+        None = "none",
+        /// VXLAN only to nodes outside our subnet.
+        CrossSubnet = "cross-subnet",
+    }
+}
+
+choices! {
+    /// `overlay.family`.
+    Family {
+        /// IPv4.
+        Ipv4 = "ipv4",
+        /// IPv6.
+        Ipv6 = "ipv6",
+    }
+}
+
+choices! {
+    /// `workers.polling`.
+    Polling {
+        /// Spins while there is traffic, sleeps when there is none.
+        Adaptive = "adaptive",
+        /// Never sleeps.
+        Busy = "busy",
+    }
+}
+
+choices! {
+    /// `flow.tcp_pickup`.
+    TcpPickup {
+        /// A segment in the middle of a connection may open a flow.
+        Allow = "allow",
+        /// Only a SYN opens a flow.
+        Deny = "deny",
+    }
+}
+
+/// One section: its struct, its defaults, how its keys are read, what the documented file says of them.
+macro_rules! section {
+    ($(#[doc = $about:literal])+ $table:literal $name:ident {
+        $($(#[doc = $doc:literal])+ $key:literal $field:ident: $ty:ty = $default:expr, $check:expr;)+
+    }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name { $($(#[doc = $doc])+ pub $field: $ty,)+ }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)+ }
+            }
+        }
+
+        impl $name {
+            /// The section's name in the file.
+            pub(super) const TABLE: &'static str = $table;
+            /// The section's keys.
+            pub(super) const KEYS: &'static [&'static str] = &[$($key,)+];
+            /// What the section is about.
+            pub(super) const ABOUT: &'static [&'static str] = &[$($about,)+];
+
+            /// Takes the section's keys from what the file has; a missing or wrong one keeps its default.
+            pub(super) fn read(found: &mut Found<'_>) -> Self {
+                let mut out = Self::default();
+                $(found.take(Self::TABLE, $key, &$check, &mut out.$field);)+
+                out
+            }
+
+            /// The section's keys for the documented file.
+            pub(super) fn describe() -> Vec<KeyDoc> {
+                let default = Self::default();
+                vec![$(KeyDoc {
+                    key: $key,
+                    about: &[$($doc,)+],
+                    allowed: Check::<$ty>::allowed(&$check),
+                    default: $check.show(&default.$field),
+                },)+]
+            }
+        }
+    };
+}
+
+section! {
+    /// This node.
+    "node" NodeSection {
+        /// Name of this node, as its Node object has it.
+        /// Default: $NODE_NAME, else the host name in lower case.
+        "name" name: Option<String> = None, NodeName;
+    }
+}
+
+section! {
+    /// The daemon itself.
+    "daemon" Daemon {
+        /// Folder of the daemon's socket (`fastpath.sock`) and lock; one per daemon on a machine.
+        "state_dir" state_dir: PathBuf = PathBuf::from("/run/fastpath"), AbsolutePath;
+        /// Least severe message logged to stderr; the environment's RUST_LOG overrides it.
+        "log" log: LogLevel = LogLevel::Info, OneOf;
+    }
+}
+
+section! {
+    /// Where nodes, namespaces and pods are learnt from.
+    "source" Source {
+        /// "directory": ordinary Kubernetes YAML or JSON in a folder, followed as it changes.
+        "kind" kind: SourceKind = SourceKind::Directory, OneOf;
+        /// The folder; its .yaml, .yml and .json files are read, folders in it are not.
+        "path" path: PathBuf = PathBuf::from("/etc/fastpath/manifests"), AnyPath;
+    }
+}
+
+section! {
+    /// Pods of this node.
+    "pods" Pods {
+        /// Host side of the veth of pods that have no annotation `fastpath.io/interface`; wins over it where both are.
+        "interfaces" interfaces: BTreeMap<ObjectName, String> = BTreeMap::new(), PodDevices;
+    }
+}
+
+section! {
+    /// The XDP program on pod and uplink devices.
+    "xdp" Xdp {
+        /// Where the program runs: in the driver, in the network stack, or the first that works.
+        "mode" mode: XdpMode = XdpMode::Auto, OneOf;
+        /// Whether sockets share the driver's memory where the driver can.
+        "zero_copy" zero_copy: ZeroCopy = ZeroCopy::Auto, OneOf;
+        /// What becomes of pod traffic while the daemon is stopped or hangs. The node's own traffic always passes.
+        "on_failure" on_failure: OnFailure = OnFailure::Drop, OneOf;
+        /// Age of the daemon's heartbeat, in milliseconds, from which it counts as hanging.
+        "stale_after_ms" stale_after: Duration = Duration::from_millis(2000), millis(100, 600_000);
+        /// Folder on a BPF file system for the program's links and maps; one per daemon on a machine.
+        "pin_dir" pin_dir: PathBuf = PathBuf::from("/sys/fs/bpf/fastpath"), AbsolutePath;
+    }
+}
+
+section! {
+    /// Devices towards other nodes.
+    "uplink" Uplink {
+        /// Their names; empty is the device of the default route.
+        "interfaces" interfaces: Vec<String> = Vec::new(), Devices;
+    }
+}
+
+section! {
+    /// How pods of other nodes are reached.
+    "overlay" Overlay {
+        /// VXLAN (RFC 7348) to every node, to nodes outside our subnet only, or never (the network routes pods).
+        "encap" encap: Encap = Encap::Vxlan, OneOf;
+        /// IP family of the outer header.
+        "family" family: Family = Family::Ipv4, OneOf;
+        /// VXLAN network identifier, the same on all nodes.
+        "vni" vni: u32 = 4096, int(1, (1 << 24) - 1);
+        /// UDP destination port, the same on all nodes.
+        "port" port: u16 = 4789, int(1, 65535);
+        /// Whether the outer UDP checksum is filled in over IPv6 (RFC 6935 allows zero); over IPv4 it is zero.
+        "udp6_checksum" udp6_checksum: bool = true, Flag;
+    }
+}
+
+section! {
+    /// The threads that forward packets.
+    "workers" Workers {
+        /// Cores to pin one worker to each; empty is one worker on the last core of the process's affinity mask.
+        "cores" cores: Vec<usize> = Vec::new(), Cores;
+        /// "adaptive" sleeps when idle, "busy" keeps its core at 100 % for the lowest latency.
+        "polling" polling: Polling = Polling::Adaptive, OneOf;
+        /// Adaptive: how long a worker without packets goes on polling before it sleeps, in microseconds.
+        "idle_spin_us" idle_spin: Duration = Duration::from_micros(50), micros(0, 1_000_000);
+        /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
+        "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 1000);
+    }
+}
+
+section! {
+    /// Packet buffers and rings.
+    "memory" Memory {
+        /// Packet buffers of one worker.
+        "frames_per_worker" frames_per_worker: u32 = 32768, int(1024, 16_777_216);
+        /// Size of a buffer in bytes; 4096 for an MTU above 1500.
+        "frame_size" frame_size: u32 = 2048, power_of_two(2048, 4096);
+        /// Descriptors of a socket's rx ring and of its fill ring.
+        "rx_ring" rx_ring: u32 = 512, power_of_two(64, 32768);
+        /// Descriptors of a socket's tx ring and of its completion ring.
+        "tx_ring" tx_ring: u32 = 512, power_of_two(64, 32768);
+        /// Whether buffers lie in 2 MB pages; reported and done without when the machine has none free.
+        "huge_pages" huge_pages: bool = false, Flag;
+    }
+}
+
+section! {
+    /// The flow table.
+    "flow" Flow {
+        /// Entries of the IPv4 flow table, which all workers share; a flow takes two of 64 bytes. Taken at start.
+        "entries_v4" entries_v4: u32 = 262_144, power_of_two(1024, 16_777_216);
+        /// Entries of the IPv6 flow table, which all workers share; a flow takes two of 128 bytes. Taken at start.
+        "entries_v6" entries_v6: u32 = 65_536, power_of_two(1024, 16_777_216);
+        /// Whether a TCP segment in the middle of a connection may open a flow ("deny" drops it as `tcp_no_flow`).
+        "tcp_pickup" tcp_pickup: TcpPickup = TcpPickup::Allow, OneOf;
+    }
+}
+
+section! {
+    /// How long a flow without packets is kept, in seconds, by protocol and state.
+    "flow.timeouts" Timeouts {
+        /// TCP, handshake not finished.
+        "tcp_syn" tcp_syn: Duration = Duration::from_secs(20), seconds(1, 86_400);
+        /// TCP, established.
+        "tcp_established" tcp_established: Duration = Duration::from_secs(3600), seconds(1, 864_000);
+        /// TCP, closing.
+        "tcp_fin" tcp_fin: Duration = Duration::from_secs(30), seconds(1, 86_400);
+        /// TCP, reset.
+        "tcp_rst" tcp_rst: Duration = Duration::from_secs(40), seconds(1, 86_400);
+        /// UDP.
+        "udp" udp: Duration = Duration::from_secs(60), seconds(1, 86_400);
+        /// ICMP and ICMPv6 echo.
+        "icmp" icmp: Duration = Duration::from_secs(5), seconds(1, 86_400);
+        /// Every other protocol.
+        "other" other: Duration = Duration::from_secs(600), seconds(1, 86_400);
+    }
+}
+
+section! {
+    /// ICMP errors the dataplane sends.
+    "icmp" Icmp {
+        /// Most errors (time exceeded, unreachable, too big) a worker sends in a second; 0 sends none.
+        "errors_per_second" errors_per_second: u32 = 1000, int(0, 1_000_000);
+    }
+}

@@ -1,0 +1,190 @@
+//! The daemon: ties source, kernel view, attachment, compilation and publication together, on one thread.
+//!
+//! Everything that changes marks the state dirty; a pass of [`Daemon::sync`] then brings attachment, snapshot,
+//! pinhole and neighbours in line. Changes that come within [`COALESCE`] are one pass.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use fastpath::engine::{Engine, Event};
+use fastpath::packet::PortId;
+use fastpath::snapshot::{PortRole, Snapshot};
+use fastpath_xdp::{Pinhole, Prefix, Tunnel};
+
+use crate::attach::{Attacher, Wanted, max_mtu};
+use crate::compile::{self, Compiled, Inputs, Overlay};
+use crate::config::Config;
+use crate::netdev::{NetView, Resolver, select_uplinks};
+use crate::source::Update;
+
+mod start;
+mod view;
+
+pub use start::run;
+
+/// How long changes are gathered before they are acted on.
+const COALESCE: Duration = Duration::from_millis(10);
+/// How often the heartbeat is renewed and workers' requests are read.
+const BEAT: Duration = Duration::from_millis(100);
+/// A worker that has not passed its loop for so long does not forward: no heartbeat then.
+const WORKER_STALLED: Duration = Duration::from_secs(1);
+/// How often devices that could not be attached are tried again.
+const RETRY: Duration = Duration::from_secs(2);
+/// Neighbours on the uplinks' links that are resolved because a pod sent to them, at most.
+const MAX_ASKED: usize = 4096;
+
+/// The running daemon.
+struct Daemon {
+    config: Config,
+    node: String,
+    /// Core of each worker.
+    cores: Vec<usize>,
+    overlay: Overlay,
+    started: Instant,
+    attacher: Attacher,
+    resolver: Resolver,
+    update: Arc<Update>,
+    net: Arc<NetView>,
+    /// What the workers were last given.
+    snapshot: Arc<Snapshot>,
+    /// Time of the last pass that found everything in order or brought it so.
+    synced: Option<SystemTime>,
+    /// Neighbours that workers asked for, oldest first.
+    asked: VecDeque<(u32, IpAddr)>,
+    /// Pins of an earlier run are dropped after the first pass.
+    reaped: bool,
+    attach_problems: Vec<String>,
+    compile_problems: Vec<String>,
+    kernel_problems: Vec<String>,
+}
+
+impl Daemon {
+    /// Brings attachment, snapshot, pinhole and neighbours in line with what source and kernel say.
+    fn sync(&mut self) {
+        let wanted = self.wanted();
+        let generation = self.snapshot.generation;
+        let failed = self.attacher.reconcile(&wanted, &self.net, generation);
+        self.attach_problems.extend(failed.into_iter().map(|(device, e)| format!("{device}: {e}")));
+
+        let ports = self.attacher.ports();
+        let inputs = Inputs {
+            node: &self.node,
+            model: &self.update.model,
+            net: &self.net,
+            ports: &ports,
+            overlay: &self.overlay,
+            generation,
+        };
+        let Compiled { mut snapshot, neighbors, problems } = compile::compile(&inputs);
+        self.compile_problems = problems;
+        // What does not change forwarding makes no flow be decided again.
+        if generation == 0 || snapshot != *self.snapshot {
+            snapshot.generation = generation.wrapping_add(1).max(1);
+            self.snapshot = Arc::new(snapshot);
+            self.attacher.engine.publish(Arc::clone(&self.snapshot));
+            tracing::debug!(generation = self.snapshot.generation, "published");
+        }
+        self.kernel_problems.clear();
+        if let Err(e) = self.attacher.redirect.set_pinhole(&self.pinhole()) {
+            self.kernel_problems.push(e.to_string());
+        }
+        self.resolver.want(neighbors.into_iter().chain(self.asked.iter().copied()));
+        let failed = self.resolver.maintain(&self.net);
+        self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
+        if !self.reaped {
+            self.reaped = true;
+            if let Err(e) = self.attacher.redirect.reap_stale() {
+                self.kernel_problems.push(e.to_string());
+            }
+        }
+        self.synced = Some(SystemTime::now());
+    }
+
+    /// The devices that should be ports: this node's pods and the uplinks.
+    fn wanted(&mut self) -> BTreeMap<String, Wanted> {
+        self.attach_problems.clear();
+        let mut wanted = BTreeMap::new();
+        for pod in self.update.model.pods.values() {
+            let here = pod.node.as_deref() == Some(self.node.as_str()) && !pod.host_network && !pod.finished;
+            let named = self.config.pods.interfaces.get(&pod.name).or(pod.interface.as_ref());
+            let Some(device) = named.filter(|_| here) else { continue };
+            let entry = Wanted {
+                role: PortRole::Pod,
+                pod: Some(pod.name.clone()),
+                peer_mac: pod.mac,
+                netns: pod.netns.clone(),
+            };
+            if let Some(other) = wanted.insert(device.clone(), entry).and_then(|w: Wanted| w.pod) {
+                self.attach_problems.push(format!("{device}: named by pod {other} and pod {}", pod.name));
+            }
+        }
+        let max_mtu = max_mtu(self.config.memory.frame_size);
+        match select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu) {
+            Ok(uplinks) => {
+                for uplink in uplinks {
+                    let entry = Wanted { role: PortRole::Uplink, pod: None, peer_mac: None, netns: None };
+                    if wanted.insert(uplink.link.name.clone(), entry).is_some() {
+                        self.attach_problems
+                            .push(format!("{}: is an uplink and named by a pod", uplink.link.name));
+                    }
+                }
+            }
+            Err(e) => self.attach_problems.push(e.to_string()),
+        }
+        wanted
+    }
+
+    /// What the uplink's program lets through to us.
+    fn pinhole(&self) -> Pinhole {
+        let snapshot = &self.snapshot;
+        let this = self.update.model.nodes.get(&self.node);
+        let cidrs = this.map(|n| n.pod_cidrs.as_slice()).unwrap_or_default().iter();
+        let pods = snapshot.local.keys().map(|ip| Prefix::host(IpAddr::from(*ip)));
+        let local = cidrs.flat_map(|c| Prefix::new(c.network(), c.prefix_len())).chain(pods).collect();
+        let port = snapshot.settings.vxlan_port;
+        let vteps = snapshot.node.vteps.iter().map(|ip| Tunnel { addr: IpAddr::from(*ip), port });
+        Pinhole { local, tunnels: vteps.collect(), ..Pinhole::default() }
+    }
+
+    /// Renews the heartbeat if every worker forwards, and takes what workers ask for. Returns whether to sync.
+    fn beat(&mut self) -> bool {
+        let alive = self.attacher.engine.beat_ages().iter().all(|age| *age < WORKER_STALLED);
+        if alive && let Err(e) = self.attacher.redirect.beat() {
+            tracing::warn!("heartbeat: {e}");
+        }
+        let mut dirty = false;
+        let events: Vec<Event> = self.attacher.engine.events().collect();
+        for Event::Resolve { port, addr } in events {
+            dirty |= self.ask(port, addr.into());
+        }
+        dirty
+    }
+
+    /// Remembers that a pod sent to an unresolved neighbour; the oldest request gives way.
+    fn ask(&mut self, port: PortId, addr: IpAddr) -> bool {
+        let Some(ifindex) = self.attacher.attached().find(|a| a.port.id == port).map(|a| a.port.ifindex)
+        else {
+            return false;
+        };
+        if self.asked.contains(&(ifindex, addr)) {
+            return false;
+        }
+        if self.asked.len() == MAX_ASKED {
+            self.asked.pop_front();
+        }
+        self.asked.push_back((ifindex, addr));
+        true
+    }
+
+    /// Whether attachment and the first snapshot are complete and in force on every worker.
+    fn ready(&self) -> bool {
+        self.synced.is_some()
+            && self.attach_problems.is_empty()
+            && self.snapshot.generation > 0
+            && self.attacher.engine.acked() >= self.snapshot.generation
+            && self.update.model.nodes.contains_key(&self.node)
+    }
+}

@@ -1,0 +1,224 @@
+//! Start, main loop and end of the daemon.
+#![forbid(unsafe_code)]
+
+use anyhow::Context as _;
+use fastpath::engine::{EngineConfig, Polling, WorkerConfig};
+use fastpath::io::xsk::{self, OpenConfig, Umem, UmemConfig};
+use fastpath::snapshot::Settings;
+use fastpath::tables::flow::{FlowConfig, Timeouts};
+use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use super::view::Asker;
+use super::*;
+use crate::api::Instance;
+use crate::attach::AttachConfig;
+use crate::config;
+use crate::netdev::{Preparer, Watcher};
+use crate::source::DirectorySource;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start: state folder taken, source unreadable, memory, programs or workers refused.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let instance = Instance::acquire(&config.daemon.state_dir)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio runtime")?;
+    runtime.block_on(serve(config, instance))
+}
+
+async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
+    // Listened for from the first moment: a stop that comes while starting must still restore devices.
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let source = DirectorySource::start(&config.source.path).context("source")?;
+    let mut updates = source.updates();
+    let watcher = Watcher::start()?;
+    let mut net = watcher.subscribe();
+    let mut daemon = start(config, updates.borrow_and_update().clone(), net.borrow_and_update().clone())?;
+    let (asker, mut requests) = Asker::new();
+    let listener = tokio::net::UnixListener::from_std(instance.listen()?)?;
+    let api = tokio::spawn(crate::api::serve(listener, Arc::new(asker)));
+    daemon.sync();
+    tracing::info!(node = %daemon.node, generation = daemon.snapshot.generation, "running");
+
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut retry = interval(RETRY);
+    retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut due: Option<tokio::time::Instant> = None;
+    loop {
+        let mut dirty = false;
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = beat.tick() => dirty = daemon.beat(),
+            _ = retry.tick() => dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty(),
+            Ok(()) = updates.changed() => {
+                daemon.update = updates.borrow_and_update().clone();
+                dirty = true;
+            }
+            Ok(()) = net.changed() => {
+                let view = net.borrow_and_update().clone();
+                dirty = !view.forwarding_eq(&daemon.net);
+                daemon.net = view;
+            }
+            Some(question) = requests.recv() => daemon.answer(question),
+            () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
+                due = None;
+                daemon.sync();
+            }
+        }
+        if dirty && due.is_none() {
+            due = Some(tokio::time::Instant::now() + COALESCE);
+        }
+    }
+    tracing::info!("stopping");
+    api.abort();
+    daemon.stop();
+    Ok(())
+}
+
+fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Result<Daemon> {
+    let node = config.node_name()?;
+    let missing = config.missing_cores().context("affinity mask")?;
+    anyhow::ensure!(
+        missing.is_empty(),
+        "workers.cores: this process may not run on {missing:?} (taskset, cpuset)"
+    );
+    let workers = workers(&config)?;
+    let memory = &config.memory;
+    let (umem, frames) = Umem::new(UmemConfig {
+        frames: memory.frames_per_worker.saturating_mul(u32::try_from(workers.len())?),
+        frame_size: u16::try_from(memory.frame_size)?,
+        fill_ring: memory.rx_ring,
+        completion_ring: memory.tx_ring,
+        huge_pages: memory.huge_pages,
+    })?;
+    if memory.huge_pages && !umem.huge_pages() {
+        tracing::warn!(
+            "memory.huge_pages: none free (sysctl vm.nr_hugepages); packet buffers are in normal pages"
+        );
+    }
+    let redirect = Redirect::load(&LoadConfig {
+        pin_dir: config.xdp.pin_dir.clone(),
+        on_failure: match config.xdp.on_failure {
+            config::OnFailure::Drop => OnFailure::Drop,
+            config::OnFailure::Pass => OnFailure::Pass,
+        },
+        stale_after: config.xdp.stale_after,
+        ..LoadConfig::default()
+    })?;
+    let preparer = Preparer::open(&config.daemon.state_dir)?;
+    let flow = FlowConfig {
+        entries_v4: usize::try_from(config.flow.entries_v4)?,
+        entries_v6: usize::try_from(config.flow.entries_v6)?,
+        timeouts: timeouts(&config.timeouts),
+        seed: random_seed()?,
+    };
+    let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
+    let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config));
+    Ok(Daemon {
+        cores: workers.iter().filter_map(|w| w.core).collect(),
+        overlay: overlay(&config),
+        config,
+        node,
+        started: Instant::now(),
+        attacher,
+        resolver: Resolver::new()?,
+        update,
+        net,
+        snapshot: Arc::new(Snapshot::default()),
+        synced: None,
+        asked: VecDeque::new(),
+        reaped: false,
+        attach_problems: Vec::new(),
+        compile_problems: Vec::new(),
+        kernel_problems: Vec::new(),
+    })
+}
+
+/// One worker a configured core, or one on the last core this process may use.
+fn workers(config: &Config) -> anyhow::Result<Vec<WorkerConfig>> {
+    let polling = match config.workers.polling {
+        crate::config::Polling::Busy => Polling::Busy,
+        crate::config::Polling::Adaptive => {
+            Polling::Adaptive { spin: config.workers.idle_spin, sleep: config.workers.idle_sleep }
+        }
+    };
+    let mut cores = config.workers.cores.clone();
+    if cores.is_empty() {
+        let mask = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).context("affinity mask")?;
+        let last = (0..nix::sched::CpuSet::count()).rev().find(|c| mask.is_set(*c).unwrap_or(false));
+        cores.push(last.context("this process may run on no core")?);
+    }
+    Ok(cores.into_iter().map(|core| WorkerConfig { core: Some(core), polling }).collect())
+}
+
+fn attach_config(config: &Config) -> AttachConfig {
+    AttachConfig {
+        mode: match config.xdp.mode {
+            config::XdpMode::Auto => ModeRequest::Auto,
+            config::XdpMode::Native => ModeRequest::Native,
+            config::XdpMode::Generic => ModeRequest::Generic,
+        },
+        socket: OpenConfig {
+            mode: match config.xdp.zero_copy {
+                config::ZeroCopy::Auto => xsk::Mode::Auto,
+                config::ZeroCopy::Off => xsk::Mode::Copy,
+            },
+            rx_ring: config.memory.rx_ring,
+            tx_ring: config.memory.tx_ring,
+            ..OpenConfig::default()
+        },
+        frame_size: config.memory.frame_size,
+    }
+}
+
+fn overlay(config: &Config) -> Overlay {
+    Overlay {
+        encap: config.overlay.encap,
+        outer_v6: config.overlay.family == config::Family::Ipv6,
+        settings: Settings {
+            vni: config.overlay.vni,
+            vxlan_port: config.overlay.port,
+            outer_udp6_checksum: config.overlay.udp6_checksum,
+            tcp_pickup: config.flow.tcp_pickup == config::TcpPickup::Allow,
+            icmp_rate: config.icmp.errors_per_second,
+        },
+    }
+}
+
+fn timeouts(t: &config::Timeouts) -> Timeouts {
+    Timeouts {
+        tcp_syn: t.tcp_syn,
+        tcp_established: t.tcp_established,
+        tcp_fin: t.tcp_fin,
+        tcp_rst: t.tcp_rst,
+        udp: t.udp,
+        icmp: t.icmp,
+        other: t.other,
+    }
+}
+
+/// Unpredictable from outside, so that nobody can aim at one bucket of the flow table.
+fn random_seed() -> anyhow::Result<u64> {
+    let mut bytes = [0u8; 8];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").context("/dev/urandom")?, &mut bytes)
+        .context("/dev/urandom")?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+impl Daemon {
+    /// Leaves the kernel as it was found.
+    fn stop(mut self) {
+        for e in self.resolver.release_all() {
+            tracing::warn!("{e}");
+        }
+        for problem in self.attacher.shutdown() {
+            tracing::warn!("{problem}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which devices lead to other nodes.
+#![forbid(unsafe_code)]
+
+use super::view::{Link, LinkKind, NetView};
+
+/// A device that leads to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// The device.
+    pub link: Link,
+    /// How it was chosen.
+    pub by: ChosenBy,
+}
+
+/// Why a device is an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChosenBy {
+    /// Named in `uplink.interfaces`.
+    Name,
+    /// A default route leaves by it.
+    DefaultRoute,
+}
+
+/// Why a device cannot be an uplink.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UplinkError {
+    /// No device of that name.
+    #[error("uplink '{name}': no such network device; there are {present}: correct uplink.interfaces")]
+    NotFound {
+        /// Name as configured.
+        name: String,
+        /// The names there are, in a list.
+        present: String,
+    },
+    /// Nothing named, and no default route.
+    #[error("no uplink: uplink.interfaces is empty and there is no default route: name the device there")]
+    NoDefaultRoute,
+    /// A device of a kind that does not do.
+    #[error("uplink '{name}' is a {kind}: {why}")]
+    Kind {
+        /// Name.
+        name: String,
+        /// What it is.
+        kind: String,
+        /// Why not, and what to do.
+        why: &'static str,
+    },
+    /// A port of a bond or a bridge.
+    #[error("uplink '{name}' is a port of '{master}', which takes its packets: not supported as an uplink")]
+    Enslaved {
+        /// Name.
+        name: String,
+        /// Name of the bond or bridge.
+        master: String,
+    },
+    /// Administratively down.
+    #[error("uplink '{name}' is down: `ip link set {name} up` first")]
+    Down {
+        /// Name.
+        name: String,
+    },
+    /// Packets may be longer than a frame of ours.
+    #[error(
+        "uplink '{name}' has an MTU of {mtu}, frames hold {max}: lower the MTU or raise memory.frame_size"
+    )]
+    Mtu {
+        /// Name.
+        name: String,
+        /// Its MTU in bytes.
+        mtu: u32,
+        /// The longest IP packet a frame holds, in bytes.
+        max: u32,
+    },
+}
+
+/// The uplinks: the devices of these names, or without names those of the default routes.
+///
+/// `max_mtu` is the longest IP packet a frame holds, in bytes. The order is that of `names`, duplicates once.
+///
+/// # Errors
+/// [`UplinkError`] of the first device that cannot be an uplink.
+pub fn select_uplinks<S: AsRef<str>>(
+    view: &NetView,
+    names: &[S],
+    max_mtu: u32,
+) -> Result<Vec<Uplink>, UplinkError> {
+    let mut out: Vec<Uplink> = Vec::new();
+    let mut add = |link: &Link, by| {
+        check(view, link, max_mtu)?;
+        if !out.iter().any(|u| u.link.index == link.index) {
+            out.push(Uplink { link: link.clone(), by });
+        }
+        Ok(())
+    };
+    if names.is_empty() {
+        for link in view.default_route_devices().iter().filter_map(|index| view.links.get(index)) {
+            add(link, ChosenBy::DefaultRoute)?;
+        }
+        return if out.is_empty() { Err(UplinkError::NoDefaultRoute) } else { Ok(out) };
+    }
+    for name in names.iter().map(AsRef::as_ref) {
+        let link = view
+            .link_by_name(name)
+            .ok_or_else(|| UplinkError::NotFound { name: name.to_owned(), present: present(view) })?;
+        add(link, ChosenBy::Name)?;
+    }
+    Ok(out)
+}
+
+fn present(view: &NetView) -> String {
+    let names: Vec<&str> =
+        view.links.values().filter(|l| l.kind != LinkKind::Loopback).map(|l| l.name.as_str()).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn check(view: &NetView, link: &Link, max_mtu: u32) -> Result<(), UplinkError> {
+    let name = || link.name.clone();
+    let why = match &link.kind {
+        LinkKind::Loopback => Some("it leads nowhere; name the device towards other nodes"),
+        LinkKind::Bond | LinkKind::Team => {
+            Some("AF_XDP sockets bind to its ports, not to it; not supported as an uplink")
+        }
+        LinkKind::Vlan(_) => {
+            Some("tagged frames pass to the kernel on the device below; VLANs are not supported as an uplink")
+        }
+        LinkKind::Bridge => Some("its ports see the packets first; name the port, taken out of the bridge"),
+        LinkKind::Vxlan => Some("the tunnel is the dataplane's own work; name the device below it"),
+        LinkKind::Device | LinkKind::Veth | LinkKind::Other(_) => {
+            link.mac.is_none().then_some("it has no Ethernet address; only Ethernet devices can be uplinks")
+        }
+    };
+    if let Some(why) = why {
+        return Err(UplinkError::Kind { name: name(), kind: link.kind.to_string(), why });
+    }
+    if let Some(master) = link.master {
+        let master = view.links.get(&master).map_or_else(|| format!("#{master}"), |l| l.name.clone());
+        return Err(UplinkError::Enslaved { name: name(), master });
+    }
+    if !link.up {
+        return Err(UplinkError::Down { name: name() });
+    }
+    if link.mtu > max_mtu {
+        return Err(UplinkError::Mtu { name: name(), mtu: link.mtu, max: max_mtu });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

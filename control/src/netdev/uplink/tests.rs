@@ -1,0 +1,150 @@
+//! Which devices are taken and which are refused, on views made by hand.
+
+use fastpath::packet::Mac;
+use proptest::prelude::*;
+
+use super::super::route::{Hop, Route, RouteKind, Selector, TABLE_MAIN};
+use super::*;
+
+fn link(index: u32, name: &str, kind: LinkKind) -> Link {
+    Link {
+        index,
+        name: name.to_owned(),
+        mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+        mtu: 1500,
+        up: true,
+        running: true,
+        kind,
+        lower: None,
+        master: None,
+        rx_queues: 1,
+        tx_queues: 1,
+    }
+}
+
+fn default_route(v6: bool, hops: &[u32], metric: u32) -> Route {
+    Route {
+        table: TABLE_MAIN,
+        dst: if v6 { "::/0".parse().unwrap() } else { "0.0.0.0/0".parse().unwrap() },
+        selector: Selector::default(),
+        metric,
+        preference: 0,
+        kind: RouteKind::Unicast,
+        prefsrc: None,
+        hops: hops
+            .iter()
+            .map(|link| Hop { link: *link, gateway: None, weight: 1, dead: false, no_carrier: false })
+            .collect(),
+        protocol: 4,
+    }
+}
+
+fn view(links: &[Link], routes: &[Route]) -> NetView {
+    NetView {
+        links: links.iter().map(|l| (l.index, l.clone())).collect(),
+        routes: routes.iter().cloned().collect(),
+        ..NetView::default()
+    }
+}
+
+fn names(uplinks: &[Uplink]) -> Vec<&str> {
+    uplinks.iter().map(|u| u.link.name.as_str()).collect()
+}
+
+#[test]
+fn by_name_in_the_order_given_and_once() {
+    let v = view(&[link(2, "eth0", LinkKind::Device), link(3, "eth1", LinkKind::Veth)], &[]);
+    let up = select_uplinks(&v, &["eth1", "eth0", "eth1"], 1500).unwrap();
+    assert_eq!(names(&up), ["eth1", "eth0"]);
+    assert!(up.iter().all(|u| u.by == ChosenBy::Name));
+}
+
+#[test]
+fn without_names_the_best_default_routes_devices() {
+    let links = [2, 3, 4, 5].map(|i| link(i, &format!("eth{i}"), LinkKind::Device));
+    let v = view(&links, &[default_route(false, &[2], 200), default_route(false, &[3], 100)]);
+    assert_eq!(v.default_route_device(), Some(3));
+    let up = select_uplinks::<&str>(&v, &[], 1500).unwrap();
+    assert_eq!(names(&up), ["eth3"]);
+    assert_eq!(up[0].by, ChosenBy::DefaultRoute);
+    // Multipath, and another device for IPv6.
+    let v = view(&links, &[default_route(false, &[3, 2], 0), default_route(true, &[4, 3], 1024)]);
+    assert_eq!(names(&select_uplinks::<&str>(&v, &[], 1500).unwrap()), ["eth3", "eth2", "eth4"]);
+    // A dead next hop does not count, nor a route that refuses.
+    let mut dead = default_route(false, &[2], 10);
+    dead.hops[0].dead = true;
+    let refuses = Route { kind: RouteKind::Unreachable, ..default_route(true, &[4], 1) };
+    let v = view(&links, &[dead, default_route(false, &[5], 20), refuses]);
+    assert_eq!(names(&select_uplinks::<&str>(&v, &[], 1500).unwrap()), ["eth5"]);
+}
+
+#[test]
+fn refusals_name_the_device_and_what_to_do() {
+    let mut down = link(10, "down0", LinkKind::Device);
+    down.up = false;
+    let mut port = link(11, "port0", LinkKind::Device);
+    port.master = Some(12);
+    let mut big = link(13, "big0", LinkKind::Device);
+    big.mtu = 9000;
+    let mut tun = link(14, "tun0", LinkKind::Other("tun".to_owned()));
+    tun.mac = None;
+    let mut lo = link(1, "lo", LinkKind::Loopback);
+    lo.mtu = 65536;
+    let v = view(
+        &[
+            lo,
+            down,
+            port,
+            link(12, "bond0", LinkKind::Bond),
+            big,
+            tun,
+            link(15, "br0", LinkKind::Bridge),
+            link(16, "eth0.5", LinkKind::Vlan(5)),
+            link(17, "vxlan0", LinkKind::Vxlan),
+            link(18, "team0", LinkKind::Team),
+        ],
+        &[],
+    );
+    let message = |name: &str| select_uplinks(&v, &[name], 1500).unwrap_err().to_string();
+    for (name, part) in [
+        ("lo", "'lo' is a loopback"),
+        ("down0", "ip link set down0 up"),
+        ("port0", "a port of 'bond0'"),
+        ("bond0", "'bond0' is a bond"),
+        ("big0", "MTU of 9000, frames hold 1500"),
+        ("tun0", "no Ethernet address"),
+        ("br0", "'br0' is a bridge"),
+        ("eth0.5", "'eth0.5' is a vlan 5"),
+        ("vxlan0", "'vxlan0' is a vxlan"),
+        ("team0", "'team0' is a team"),
+        ("nosuch", "there are down0, port0, bond0"),
+    ] {
+        assert!(message(name).contains(part), "{name}: {}", message(name));
+    }
+    assert_eq!(select_uplinks::<&str>(&v, &[], 1500), Err(UplinkError::NoDefaultRoute));
+    let nothing = select_uplinks(&NetView::default(), &["eth0"], 1500).unwrap_err();
+    assert!(nothing.to_string().contains("there are none"), "{nothing}");
+}
+
+proptest! {
+    /// Whatever is named, what is chosen is named, up, Ethernet, nobody's port, and fits.
+    #[test]
+    fn what_is_chosen_will_do(
+        kinds in proptest::collection::vec((0usize..7, any::<bool>(), any::<bool>(), 1000u32..2000), 1..5),
+        max in 1000u32..2000,
+    ) {
+        let links: Vec<Link> = kinds.iter().zip(1u32..).map(|((kind, up, port, mtu), index)| {
+            let kind = [
+                LinkKind::Device, LinkKind::Veth, LinkKind::Bond, LinkKind::Bridge, LinkKind::Vlan(1),
+                LinkKind::Loopback, LinkKind::Other("macvlan".to_owned()),
+            ][*kind].clone();
+            Link { up: *up, master: port.then_some(99), mtu: *mtu, ..link(index, &format!("d{index}"), kind) }
+        }).collect();
+        let v = view(&links, &[]);
+        for l in &links {
+            let ok = matches!(l.kind, LinkKind::Device | LinkKind::Veth | LinkKind::Other(_))
+                && l.up && l.master.is_none() && l.mtu <= max;
+            prop_assert_eq!(select_uplinks(&v, &[&l.name], max).is_ok(), ok);
+        }
+    }
+}

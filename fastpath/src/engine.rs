@@ -1,0 +1,336 @@
+//! Starts the workers, publishes snapshots to them, moves ports between them and the control thread.
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed};
+use core::time::Duration;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use crossbeam::queue::ArrayQueue;
+
+pub use crate::graph::Event;
+use crate::io::{Exchange, Frame, Pool, Port};
+use crate::packet::PortId;
+use crate::snapshot::Snapshot;
+use crate::stats::WorkerStats;
+use crate::tables::flow::{FlowConfig, FlowTable, Millis};
+use crate::worker::{Answer, Command, Mailbox, Setup, Worker};
+pub use crate::worker::{Polling, PortReport};
+
+/// Events that may wait for the control thread; more are lost, and asked for again by the next packet.
+const EVENTS: usize = 1024;
+/// How long a worker may take to answer a command before the engine gives up on it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// One worker to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// Core to pin it to; `None` leaves it to the scheduler (tests).
+    pub core: Option<usize>,
+    /// What it does when idle.
+    pub polling: Polling,
+}
+
+/// What the engine is made of.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The workers.
+    pub workers: Vec<WorkerConfig>,
+    /// The flow table all of them share.
+    pub flow: FlowConfig,
+}
+
+/// Why the engine did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No worker was asked for.
+    #[error("no worker configured: the dataplane needs at least one")]
+    NoWorkers,
+    /// The kernel refused an event or epoll descriptor.
+    #[error("worker {worker}: cannot create its event descriptors: {errno}")]
+    Events {
+        /// Number of the worker.
+        worker: usize,
+        /// What the kernel said.
+        errno: rustix::io::Errno,
+    },
+    /// The thread could not be started.
+    #[error("worker {worker}: cannot start its thread: {source}")]
+    Thread {
+        /// Number of the worker.
+        worker: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The thread could not be pinned.
+    #[error(
+        "worker {worker}: cannot pin its thread to core {core}: the core does not exist or this process may not use it (taskset, cpuset)"
+    )]
+    Pin {
+        /// Number of the worker.
+        worker: usize,
+        /// The core asked for.
+        core: usize,
+    },
+    /// The worker did not answer.
+    #[error("worker {worker} does not answer")]
+    Silent {
+        /// Number of the worker.
+        worker: usize,
+    },
+    /// There is no such worker.
+    #[error("there is no worker {worker}")]
+    NoSuchWorker {
+        /// Number asked for.
+        worker: usize,
+    },
+}
+
+/// The running workers. Used by the control thread alone.
+#[derive(Debug)]
+pub struct Engine {
+    peers: Arc<[Mailbox]>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    snapshots: Arc<ArcSwap<Snapshot>>,
+    /// Snapshots that a worker may still hold: freed here, so that no worker frees a table.
+    retired: Vec<Arc<Snapshot>>,
+    flows: Arc<FlowTable>,
+    exchange: Exchange,
+    events: Arc<ArrayQueue<Event>>,
+    clock: quanta::Clock,
+    epoch: quanta::Instant,
+}
+
+impl core::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Mailbox").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts the workers. `frames` are shared out evenly among them.
+    ///
+    /// # Errors
+    /// When there is no worker, or one cannot be started or pinned; those already started are stopped.
+    pub fn start(config: &EngineConfig, frames: Vec<Frame>) -> Result<Self, EngineError> {
+        let count = config.workers.len();
+        if count == 0 {
+            return Err(EngineError::NoWorkers);
+        }
+        let mut mailboxes = Vec::with_capacity(count);
+        for worker in 0..count {
+            mailboxes.push(Mailbox::new().map_err(|errno| EngineError::Events { worker, errno })?);
+        }
+        let clock = quanta::Clock::new();
+        let mut engine = Self {
+            peers: mailboxes.into(),
+            threads: Vec::with_capacity(count),
+            stop: Arc::new(AtomicBool::new(false)),
+            snapshots: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
+            retired: Vec::new(),
+            flows: Arc::new(FlowTable::new(&config.flow)),
+            exchange: Arc::new(ArrayQueue::new(frames.len().max(1))),
+            events: Arc::new(ArrayQueue::new(EVENTS)),
+            epoch: clock.now(),
+            clock,
+        };
+        let share = frames.len() / count;
+        let mut frames = frames.into_iter();
+        for (number, worker) in config.workers.iter().enumerate() {
+            let pool = Pool::new(frames.by_ref().take(share).collect(), Arc::clone(&engine.exchange));
+            engine.start_worker(number, *worker, pool)?;
+        }
+        for frame in frames {
+            // The queue has room for every frame there is.
+            let _ = engine.exchange.push(frame);
+        }
+        Ok(engine)
+    }
+
+    fn start_worker(&mut self, number: usize, config: WorkerConfig, pool: Pool) -> Result<(), EngineError> {
+        let setup = Setup {
+            number: u16::try_from(number).map_err(|_| EngineError::NoSuchWorker { worker: number })?,
+            peers: Arc::clone(&self.peers),
+            pool,
+            flows: Arc::clone(&self.flows),
+            snapshots: Arc::clone(&self.snapshots),
+            events: Arc::clone(&self.events),
+            polling: config.polling,
+            clock: self.clock.clone(),
+            epoch: self.epoch,
+        };
+        let worker = Worker::new(setup).map_err(|errno| EngineError::Events { worker: number, errno })?;
+        let stop = Arc::clone(&self.stop);
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("fp-worker-{number}"))
+            .spawn(move || {
+                let pinned =
+                    config.core.is_none_or(|id| core_affinity::set_for_current(core_affinity::CoreId { id }));
+                let _ = tell.send(pinned);
+                if pinned {
+                    worker.run(&stop);
+                }
+            })
+            .map_err(|source| EngineError::Thread { worker: number, source })?;
+        self.threads.push(thread);
+        match (told.recv(), config.core) {
+            (Ok(true), _) => Ok(()),
+            (_, core) => Err(EngineError::Pin { worker: number, core: core.unwrap_or_default() }),
+        }
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Makes `snapshot` the one that workers read from their next vector on.
+    pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
+        let generation = snapshot.generation;
+        let old = self.snapshots.swap(snapshot);
+        self.retired.push(old);
+        for peer in self.peers.iter() {
+            peer.wake();
+        }
+        let acked = self.acked();
+        // Workers hold only the newest they have acknowledged.
+        self.retired.retain(|s| Arc::strong_count(s) > 1 || generation.wrapping_sub(acked) > u32::MAX / 2);
+    }
+
+    /// The generation every worker forwards by (the oldest among them).
+    #[must_use]
+    pub fn acked(&self) -> u32 {
+        self.peers.iter().map(|p| p.stats.acked.load(Acquire)).min().unwrap_or(0)
+    }
+
+    /// Gives a port's queue to a worker.
+    ///
+    /// # Errors
+    /// When there is no such worker or it does not take commands; the port is dropped then.
+    pub fn add_port(
+        &self,
+        worker: usize,
+        id: PortId,
+        queue: u16,
+        port: Box<dyn Port>,
+    ) -> Result<(), EngineError> {
+        self.tell(worker, Command::Add { id, queue, port })
+    }
+
+    /// Takes a port's queue from a worker and closes it; `false` when the worker did not have it.
+    ///
+    /// # Errors
+    /// When there is no such worker or it does not answer.
+    pub fn remove_port(&self, worker: usize, id: PortId, queue: u16) -> Result<bool, EngineError> {
+        match self.ask(worker, Command::Remove { id, queue })? {
+            Answer::Removed(port) => {
+                // Closing a socket can wait for the kernel, so it happens here and its frames go round by the exchange.
+                port.close(&mut Pool::new(Vec::new(), Arc::clone(&self.exchange)));
+                Ok(true)
+            }
+            Answer::NotHere | Answer::Report(_) => Ok(false),
+        }
+    }
+
+    /// Counters of every port's queue.
+    ///
+    /// # Errors
+    /// When a worker does not answer.
+    pub fn port_reports(&self, ports: usize) -> Result<Vec<PortReport>, EngineError> {
+        let mut all = Vec::new();
+        for worker in 0..self.workers() {
+            if let Answer::Report(report) = self.ask(worker, Command::Report(Vec::with_capacity(ports)))? {
+                all.extend(report);
+            }
+        }
+        Ok(all)
+    }
+
+    fn mailbox(&self, worker: usize) -> Result<&Mailbox, EngineError> {
+        self.peers.get(worker).ok_or(EngineError::NoSuchWorker { worker })
+    }
+
+    fn tell(&self, worker: usize, command: Command) -> Result<(), EngineError> {
+        let mailbox = self.mailbox(worker)?;
+        mailbox.commands.push(command).map_err(|_| EngineError::Silent { worker })?;
+        mailbox.wake();
+        Ok(())
+    }
+
+    fn ask(&self, worker: usize, command: Command) -> Result<Answer, EngineError> {
+        let mailbox = self.mailbox(worker)?;
+        // An answer that came after an earlier question was given up belongs to nobody.
+        while mailbox.answers.pop().is_some() {}
+        self.tell(worker, command)?;
+        let asked = self.clock.now();
+        loop {
+            if let Some(answer) = mailbox.answers.pop() {
+                return Ok(answer);
+            }
+            if self.clock.now().duration_since(asked) > ANSWER_WITHIN {
+                return Err(EngineError::Silent { worker });
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Counters of each worker.
+    pub fn stats(&self) -> impl Iterator<Item = &WorkerStats> {
+        self.peers.iter().map(|p| &p.stats)
+    }
+
+    /// How long ago each worker last passed its loop.
+    #[must_use]
+    pub fn beat_ages(&self) -> Vec<Duration> {
+        let now = self.now().0;
+        // A worker may beat after `now` was read: that is an age of zero, not of seven weeks.
+        let age =
+            |w: &WorkerStats| now.wrapping_sub(w.beat.load(Relaxed)).cast_signed().max(0).cast_unsigned();
+        self.stats().map(|w| Duration::from_millis(u64::from(age(w)))).collect()
+    }
+
+    /// The clock that flow times are in.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        let ms = self.clock.now().duration_since(self.epoch).as_millis();
+        #[expect(clippy::cast_possible_truncation, reason = "the clock wraps by design")]
+        Millis(ms as u32)
+    }
+
+    /// What workers asked for since the last call.
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        core::iter::from_fn(|| self.events.pop())
+    }
+
+    /// The flow table.
+    #[must_use]
+    pub fn flows(&self) -> &FlowTable {
+        &self.flows
+    }
+
+    /// Stops the workers; every port is closed by its worker.
+    pub fn stop(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        self.stop.store(true, Relaxed);
+        for peer in self.peers.iter() {
+            peer.wake();
+        }
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has nothing to hand back.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.join();
+    }
+}

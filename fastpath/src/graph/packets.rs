@@ -1,0 +1,187 @@
+//! The packets of one vector: frames and what the nodes know of each, in parallel arrays.
+#![forbid(unsafe_code)]
+
+use crate::io::Frame;
+use crate::packet::{FlowKey, Meta, PortId};
+use crate::tables::flow::{FlowRef, Transform};
+use crate::wire::icmp::ErrorKind;
+
+/// Most packets in one vector.
+pub const VECTOR: usize = 256;
+
+/// What the slow path knows of a packet's flow before it is installed.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// The flow as its first packet had it.
+    pub original: FlowKey,
+    /// The flow after translation: what the destination sees.
+    pub translated: FlowKey,
+    /// An existing flow of an older generation that is decided again.
+    pub stale: Option<FlowRef>,
+    /// The packet at hand goes in the reply direction of `original`.
+    pub reply: bool,
+    /// The error to answer with, when the packet is on its way to `icmp`.
+    pub error: Option<ErrorKind>,
+}
+
+impl Setup {
+    const EMPTY: Setup = Setup {
+        original: FlowKey::EMPTY,
+        translated: FlowKey::EMPTY,
+        stale: None,
+        reply: false,
+        error: None,
+    };
+}
+
+/// The packets of one vector.
+///
+/// Packets are named by their number in the vector. Numbers come from this type alone and the arrays
+/// have a power-of-two length, so that every access is in bounds by a mask.
+#[derive(Debug)]
+pub struct Packets {
+    frames: Box<[Option<Frame>; VECTOR]>,
+    meta: Box<[Meta; VECTOR]>,
+    key: Box<[FlowKey; VECTOR]>,
+    transform: Box<[Transform; VECTOR]>,
+    setup: Box<[Setup; VECTOR]>,
+    len: u16,
+}
+
+impl Default for Packets {
+    fn default() -> Self {
+        Self {
+            frames: Box::new([const { None }; VECTOR]),
+            meta: Box::new([Meta::default(); VECTOR]),
+            key: Box::new([FlowKey::EMPTY; VECTOR]),
+            transform: Box::new([Transform::identity(&FlowKey::EMPTY); VECTOR]),
+            setup: Box::new([Setup::EMPTY; VECTOR]),
+            len: 0,
+        }
+    }
+}
+
+const MASK: usize = VECTOR - 1;
+
+impl Packets {
+    /// Packets in the vector.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The numbers of all packets.
+    pub fn numbers(&self) -> core::ops::Range<u16> {
+        0..self.len
+    }
+
+    /// Adds a received frame; gives it back when the vector is full.
+    #[inline]
+    pub fn push(&mut self, frame: Frame, ingress: PortId) -> Option<Frame> {
+        if usize::from(self.len) == VECTOR {
+            return Some(frame);
+        }
+        let i = usize::from(self.len) & MASK;
+        self.frames[i] = Some(frame);
+        self.meta[i] = Meta { ingress, ..Meta::default() };
+        self.setup[i].stale = None;
+        self.len += 1;
+        None
+    }
+
+    /// Forgets all packets, giving frames that are still here to `put`.
+    #[inline]
+    pub fn drain(&mut self, mut put: impl FnMut(Frame)) {
+        for slot in self.frames.iter_mut().take(usize::from(self.len)) {
+            if let Some(frame) = slot.take() {
+                put(frame);
+            }
+        }
+        self.len = 0;
+    }
+
+    /// Takes a packet's frame out.
+    #[inline]
+    pub fn take(&mut self, i: u16) -> Option<Frame> {
+        self.frames[usize::from(i) & MASK].take()
+    }
+
+    /// A packet's frame.
+    #[inline]
+    pub fn frame_mut(&mut self, i: u16) -> Option<&mut Frame> {
+        self.frames[usize::from(i) & MASK].as_mut()
+    }
+
+    /// A packet's bytes.
+    #[inline]
+    #[must_use]
+    pub fn data(&self, i: u16) -> &[u8] {
+        self.frames[usize::from(i) & MASK].as_ref().map_or(&[], Frame::data)
+    }
+
+    /// A packet's bytes, writable.
+    #[inline]
+    pub fn data_mut(&mut self, i: u16) -> &mut [u8] {
+        self.frames[usize::from(i) & MASK].as_mut().map_or(&mut [], Frame::data_mut)
+    }
+
+    /// A packet's metadata.
+    #[inline]
+    #[must_use]
+    pub fn meta(&self, i: u16) -> &Meta {
+        &self.meta[usize::from(i) & MASK]
+    }
+
+    /// A packet's metadata, writable.
+    #[inline]
+    pub fn meta_mut(&mut self, i: u16) -> &mut Meta {
+        &mut self.meta[usize::from(i) & MASK]
+    }
+
+    /// A packet's flow key.
+    #[inline]
+    #[must_use]
+    pub fn key(&self, i: u16) -> &FlowKey {
+        &self.key[usize::from(i) & MASK]
+    }
+
+    /// What `rewrite` will do to a packet.
+    #[inline]
+    #[must_use]
+    pub fn transform(&self, i: u16) -> &Transform {
+        &self.transform[usize::from(i) & MASK]
+    }
+
+    /// What `rewrite` will do to a packet, writable.
+    #[inline]
+    pub fn transform_mut(&mut self, i: u16) -> &mut Transform {
+        &mut self.transform[usize::from(i) & MASK]
+    }
+
+    /// What the slow path knows of a packet's flow.
+    #[inline]
+    #[must_use]
+    pub fn setup(&self, i: u16) -> &Setup {
+        &self.setup[usize::from(i) & MASK]
+    }
+
+    /// What the slow path knows of a packet's flow, writable.
+    #[inline]
+    pub fn setup_mut(&mut self, i: u16) -> &mut Setup {
+        &mut self.setup[usize::from(i) & MASK]
+    }
+
+    /// Bytes, metadata and key of a packet at once.
+    #[inline]
+    pub fn parts(&mut self, i: u16) -> (&mut [u8], &mut Meta, &mut FlowKey) {
+        let i = usize::from(i) & MASK;
+        let data = self.frames[i].as_mut().map_or(&mut [][..], Frame::data_mut);
+        (data, &mut self.meta[i], &mut self.key[i])
+    }
+}

@@ -1,0 +1,533 @@
+//! One AF_XDP socket as a [`Port`].
+//!
+//! Accounting: a frame is in user space (a [`Frame`] exists), or lent to this port's socket for receiving
+//! (`rx_held`: fill ring, rx ring, or in the kernel between them) or for sending (`tx_held`: tx ring, in flight,
+//! completion ring). An idle port costs one load of the rx ring's producer index per loop.
+#![allow(unsafe_code, reason = "rings shared with the kernel")]
+
+use core::time::Duration;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use xsk_rs::FrameDesc;
+
+use super::desc::DescLayout;
+use super::umem::{Rings, Source};
+use super::{OpenConfig, UmemConfig, XskError, sys};
+use crate::io::frame::region::Holder;
+use crate::io::{Frame, Pool, Port, PortStats};
+
+/// Descriptors moved per ring access.
+const BATCH: usize = 256;
+/// Frames lent for receiving to a quiet copy-mode port: one NAPI budget.
+const FILL_FLOOR: usize = 64;
+/// And to a busy one: what a veth's queue (256) and one NAPI budget (64) can deliver between two refills.
+const FILL_CEILING: usize = 320;
+/// A new port gets at most this part of the frames that are left, or the floor.
+const FILL_PART: usize = 16;
+/// Frames that a port on shared memory keeps to copy packets of private memory into, as it meets them: from
+/// the floor to the ceiling by doubling, and none after so many refills without such a packet.
+const SPARE_FLOOR: usize = 32;
+const SPARE_CEILING: usize = BATCH;
+const SPARE_REFILLS: u32 = 1 << 16;
+/// Shortest frame the kernel can send: an Ethernet header.
+const SHORTEST: usize = 14;
+/// Kicks in a row that may send nothing before the rest is left to the next `tx` or `refill`.
+const STALLED_KICKS: u32 = 4;
+/// Time between two attempts to send on a device that is down.
+const DOWN_PAUSE: Duration = Duration::from_millis(100);
+/// How long `close` waits for packets in flight: until the kernel has let go of them.
+const CLOSE_POLLS: u32 = 200;
+const CLOSE_PAUSE: Duration = Duration::from_micros(100);
+
+/// Whether the device can send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Up,
+    /// ENETDOWN; when that was.
+    Down(Instant),
+    /// ENXIO: the device is gone, for good.
+    Gone,
+}
+
+/// An AF_XDP socket on one (device, queue).
+#[derive(Debug)]
+pub struct XskPort {
+    rings: Rings,
+    holder: Holder,
+    source: Source,
+    layout: DescLayout,
+    zero_copy: bool,
+    busy_poll: bool,
+    tx_budget: u32,
+    /// Entries of the tx ring, and of the completion ring.
+    tx_ring: u32,
+    comp_ring: usize,
+    rx_held: usize,
+    tx_held: usize,
+    fill_target: usize,
+    fill_max: usize,
+    /// Descriptors were left in the tx ring by the last kick.
+    tx_pending: bool,
+    link: Link,
+    rx_descs: Box<[FrameDesc]>,
+    tx_descs: Vec<FrameDesc>,
+    /// Frames of this port's memory to copy packets of other memory into; all free frames when it is private.
+    spare: Vec<Frame>,
+    spare_target: usize,
+    spare_unused: u32,
+    /// Frames done with in `tx`, which has no pool.
+    returns: Vec<Frame>,
+    stats: PortStats,
+}
+
+impl XskPort {
+    pub(super) fn new(
+        // Parameters drop last to first: on an error the rings go before the memory they are on.
+        mut source: Source,
+        rings: Rings,
+        config: &OpenConfig,
+        umem: &UmemConfig,
+    ) -> Result<Self, XskError> {
+        let failed = |source: io::Error| XskError::Open {
+            ifname: config.ifname.clone(),
+            queue: config.queue,
+            mode: config.mode,
+            source,
+        };
+        let fd = rings.fd();
+        let options = rustix::net::sockopt::xdp_options(fd).map_err(|e| failed(e.into()))?;
+        let zero_copy = options.contains(rustix::net::xdp::XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+        if let Some(busy_poll) = config.busy_poll {
+            sys::busy_poll(fd, busy_poll).map_err(failed)?;
+        }
+        let tx_budget = sys::raise_tx_budget(fd, config.tx_ring);
+        // In copy mode each packet in flight is an skb charged to the socket: its data and some 800 bytes more.
+        let sndbuf = config.tx_ring as usize * (usize::from(umem.frame_size) + 1024);
+        if rustix::net::sockopt::set_socket_send_buffer_size_force(fd, sndbuf).is_err() {
+            // Without CAP_NET_ADMIN, up to net.core.wmem_max: less in flight, and more retries.
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(fd, sndbuf);
+        }
+        let fill_ring = umem.fill_ring as usize;
+        let (floor, ceiling) = if zero_copy { (fill_ring, fill_ring) } else { (FILL_FLOOR, FILL_CEILING) };
+        let fill_max =
+            if config.fill_target == 0 { ceiling } else { config.fill_target as usize }.min(fill_ring);
+        let spare = match &mut source {
+            Source::Shared(_) => Vec::with_capacity(SPARE_CEILING),
+            Source::Private(private) => core::mem::take(&mut private.free),
+        };
+        Ok(Self {
+            holder: source.memory().region.holder(),
+            layout: source.memory().layout,
+            zero_copy,
+            busy_poll: config.busy_poll.is_some(),
+            tx_budget,
+            tx_ring: config.tx_ring,
+            comp_ring: umem.completion_ring as usize,
+            rx_held: 0,
+            tx_held: 0,
+            fill_target: floor.min(fill_max).max(1),
+            fill_max,
+            tx_pending: false,
+            link: Link::Up,
+            rx_descs: vec![FrameDesc::default(); BATCH].into(),
+            tx_descs: Vec::with_capacity((config.tx_ring as usize).max(BATCH)),
+            spare,
+            spare_target: 0,
+            spare_unused: 0,
+            returns: Vec::with_capacity(2 * BATCH),
+            stats: PortStats::default(),
+            rings,
+            source,
+        })
+    }
+
+    /// The socket, for the XSKMAP.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.rings.fd()
+    }
+
+    /// Whether the device itself reads and writes the frames.
+    #[must_use]
+    pub fn zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// Descriptors that one system call sends at most (copy mode): 32 before Linux 6.17.
+    #[must_use]
+    pub fn tx_budget(&self) -> u32 {
+        self.tx_budget
+    }
+
+    /// Whether the device has gone away (seen when sending): the port should be closed.
+    #[must_use]
+    pub fn gone(&self) -> bool {
+        self.link == Link::Gone
+    }
+
+    /// Frames in the tx ring that the kernel has not taken yet.
+    #[inline]
+    fn unsent(&mut self) -> u32 {
+        self.tx_ring.saturating_sub(self.rings.tx.nb_free_exact())
+    }
+
+    /// Makes the kernel send what is in the tx ring.
+    fn kick(&mut self) {
+        let (mut before, mut stalled) = (u32::MAX, 0);
+        while self.rings.tx.needs_wakeup() {
+            self.stats.tx_kicks += 1;
+            match rustix::net::send(self.rings.fd(), &[], SendFlags::DONTWAIT) {
+                Ok(_) => {
+                    self.link = Link::Up;
+                    // The driver of a zero-copy device sends in its own time.
+                    if self.zero_copy {
+                        break;
+                    }
+                }
+                // AGAIN: budget used up, or the device's queue or the completion ring is full; NOBUFS: send buffer
+                // full; BUSY: the device dropped one packet, and the rest is still to be sent.
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::BUSY | Errno::INTR) => self.stats.tx_retries += 1,
+                Err(e) => {
+                    self.stats.tx_errors += 1;
+                    self.link = match e {
+                        Errno::NXIO | Errno::NODEV => Link::Gone,
+                        Errno::NETDOWN => Link::Down(Instant::now()),
+                        _ => Link::Up,
+                    };
+                    break;
+                }
+            }
+            let unsent = self.unsent();
+            if unsent == 0 {
+                break;
+            }
+            stalled = if unsent < before { 0 } else { stalled + 1 };
+            if stalled == STALLED_KICKS {
+                break;
+            }
+            before = unsent;
+        }
+        self.tx_pending = self.unsent() > 0;
+    }
+
+    /// How many of the first `max` of `frames` can be taken now: those of other memory need a frame to copy into.
+    fn acceptable(&mut self, frames: &[Frame], max: usize) -> usize {
+        let mut copies = self.spare.len();
+        let mut returns = self.returns.capacity() - self.returns.len();
+        let mut n = 0;
+        for frame in frames.iter().take(max) {
+            let short = frame.len() < SHORTEST;
+            if short || !self.holder.region().contains(frame) {
+                if !short && copies == 0 {
+                    self.spare_target = (self.spare_target * 2).clamp(SPARE_FLOOR, SPARE_CEILING);
+                }
+                if returns == 0 || (!short && copies == 0) {
+                    break;
+                }
+                returns -= 1;
+                copies -= usize::from(!short);
+            }
+            n += 1;
+        }
+        n
+    }
+
+    /// Lends `frame` for sending, or a copy of it when it lies in other memory.
+    fn stage(&mut self, frame: Frame) {
+        let len = frame.len();
+        if len < SHORTEST {
+            self.stats.tx_invalid += 1;
+            self.returns.push(frame);
+            return;
+        }
+        let lent = match self.holder.lend(frame) {
+            Ok(addr) => Some(addr),
+            Err(foreign) => {
+                let copy = self.spare.pop().and_then(|mut copy| copy.fill(foreign.data()).then_some(copy));
+                self.returns.push(foreign);
+                self.stats.tx_copied += 1;
+                self.spare_unused = 0;
+                copy.and_then(|copy| self.holder.lend(copy).ok())
+            }
+        };
+        let Some(addr) = lent else {
+            self.stats.tx_invalid += 1;
+            return;
+        };
+        self.stats.tx_packets += 1;
+        self.stats.tx_bytes += len as u64;
+        self.tx_descs.push(self.layout.desc(addr, len));
+    }
+
+    /// Takes sent frames back.
+    fn reap(&mut self, pool: &mut Pool) {
+        while self.tx_held > 0 {
+            // SAFETY: xsk-rs asks that the frames are this UMEM's: what is read is checked by `take`.
+            let n = unsafe { self.rings.comp.consume(&mut self.rx_descs) };
+            for desc in self.rx_descs.iter().take(n) {
+                // SAFETY: the kernel puts a frame into the completion ring when it is done with it.
+                match unsafe { self.holder.take(desc.addr(), 0) } {
+                    Some(frame) => give(&mut self.source, &mut self.spare, frame, pool),
+                    None => self.stats.ring_errors += 1,
+                }
+            }
+            self.tx_held = self.tx_held.saturating_sub(n);
+            self.stats.tx_completed += n as u64;
+            if n < self.rx_descs.len() {
+                break;
+            }
+        }
+    }
+
+    /// Lends empty frames for receiving, up to the target.
+    fn fill(&mut self, pool: &mut Pool) {
+        let missing = self.fill_target.saturating_sub(self.rx_held);
+        // A few at a time: fewer writes to the ring that the kernel reads on another core.
+        if missing < self.fill_target / 8 || missing == 0 {
+            return;
+        }
+        let surplus = self.surplus(pool);
+        if self.stats.rx_filled == 0 {
+            // Where frames are plenty, start with many: no burst is lost to the growing. A port gets no more than
+            // a part of what is left, so that hundreds can be opened.
+            self.fill_target = (surplus / FILL_PART).clamp(self.fill_target, self.fill_max);
+        } else if missing * 2 > self.fill_target {
+            // More than half gone since the last refill: bursts are larger than the target.
+            self.fill_target = (self.fill_target * 2).min(self.fill_max);
+        }
+        let missing = self.fill_target.saturating_sub(self.rx_held);
+        let missing = missing.min(surplus.max(FILL_FLOOR.saturating_sub(self.rx_held)));
+        let room = self.rings.fill.nb_free(u32::try_from(missing).unwrap_or(u32::MAX)) as usize;
+        self.tx_descs.clear();
+        for _ in 0..missing.min(room).min(self.tx_descs.capacity()) {
+            let frame = match self.source {
+                Source::Shared(_) => pool.get(),
+                Source::Private(_) => self.spare.pop(),
+            };
+            let Some(frame) = frame else { break };
+            match self.holder.lend(frame) {
+                Ok(addr) => self.tx_descs.push(self.layout.desc(addr, 0)),
+                Err(foreign) => {
+                    // A pool of other memory: nothing in it helps.
+                    self.stats.ring_errors += 1;
+                    self.returns.push(foreign);
+                    break;
+                }
+            }
+        }
+        // SAFETY: `lend` gave the addresses: frames of this UMEM that nothing else refers to until `take`.
+        let filled = unsafe { self.rings.fill.produce(&self.tx_descs) };
+        debug_assert_eq!(filled, self.tx_descs.len());
+        self.rx_held += filled;
+        self.stats.rx_filled += filled as u64;
+    }
+
+    /// Keeps frames to copy into, for as long as they are used.
+    fn keep_spare(&mut self, pool: &mut Pool) {
+        self.spare_unused += 1;
+        if self.spare_unused > SPARE_REFILLS {
+            (self.spare_target, self.spare_unused) = (0, 0);
+        }
+        while self.spare.len() < self.spare_target {
+            let Some(frame) = pool.get() else { break };
+            if !self.holder.region().contains(&frame) {
+                self.stats.ring_errors += 1;
+                self.returns.push(frame);
+                break;
+            }
+            self.spare.push(frame);
+        }
+        for frame in self.spare.drain(self.spare_target.min(self.spare.len())..) {
+            pool.put(frame);
+        }
+    }
+
+    /// Frames to be had for more than the minimum: the last eighth of a pool is for the minimum of every port.
+    fn surplus(&self, pool: &Pool) -> usize {
+        match self.source {
+            Source::Private(_) => self.spare.len(),
+            Source::Shared(_) => pool.reachable().saturating_sub(pool.share() / 8),
+        }
+    }
+
+    /// Makes the kernel look at the fill ring, and poll the device when busy polling.
+    fn kick_rx(&mut self) {
+        self.stats.rx_kicks += 1;
+        // Errors are those of a device that is down or gone: nothing to receive then.
+        let _ = rustix::net::recv(self.rings.fd(), &mut [0u8; 0], RecvFlags::DONTWAIT);
+    }
+
+    fn consume(&mut self, out: &mut Vec<Frame>, max: usize) -> usize {
+        let mut total = 0;
+        while total < max {
+            let want = (max - total).min(self.rx_descs.len());
+            let Some(descs) = self.rx_descs.get_mut(..want) else { break };
+            // SAFETY: xsk-rs asks that the frames are this UMEM's: what is read is checked by `take`.
+            let n = unsafe { self.rings.rx.consume(descs) };
+            for desc in descs.iter().take(n) {
+                // SAFETY: the kernel puts a frame into the rx ring when the packet is complete, and forgets it.
+                match unsafe { self.holder.take(desc.addr(), desc.lengths().data()) } {
+                    Some(frame) => {
+                        self.stats.rx_bytes += frame.len() as u64;
+                        out.push(frame);
+                        total += 1;
+                    }
+                    None => self.stats.ring_errors += 1,
+                }
+            }
+            self.rx_held = self.rx_held.saturating_sub(n);
+            if n < want {
+                break;
+            }
+        }
+        self.stats.rx_packets += total as u64;
+        total
+    }
+}
+
+/// A frame of the port's own memory that is free again.
+fn give(source: &mut Source, spare: &mut Vec<Frame>, mut frame: Frame, pool: &mut Pool) {
+    match source {
+        Source::Shared(_) => pool.put(frame),
+        Source::Private(_) => {
+            frame.reset();
+            spare.push(frame);
+        }
+    }
+}
+
+impl Port for XskPort {
+    fn rx(&mut self, out: &mut Vec<Frame>, max: usize) -> usize {
+        let n = self.consume(out, max);
+        if n == 0 && self.busy_poll {
+            self.kick_rx();
+            return self.consume(out, max);
+        }
+        n
+    }
+
+    fn tx(&mut self, frames: &mut Vec<Frame>) -> usize {
+        if frames.is_empty() {
+            return 0;
+        }
+        if self.link != Link::Up {
+            // Not kept for when the device is up again: packets would be stale by then.
+            let n = frames.len().min(self.returns.capacity() - self.returns.len());
+            self.returns.extend(frames.drain(..n));
+            self.stats.tx_errors += n as u64;
+            return n;
+        }
+        // No more on the way than the completion ring can take back, or the kernel stops sending.
+        let room = self.rings.tx.nb_free(u32::try_from(frames.len()).unwrap_or(u32::MAX)) as usize;
+        let room = room.min(self.comp_ring.saturating_sub(self.tx_held)).min(self.tx_descs.capacity());
+        let n = self.acceptable(frames, room);
+        self.stats.tx_ring_full += (frames.len() - n) as u64;
+        self.tx_descs.clear();
+        for frame in frames.drain(..n) {
+            self.stage(frame);
+        }
+        // SAFETY: `lend` gave the addresses: packets within frames of this UMEM, no longer than them, that nothing
+        // else refers to until `take`.
+        let sent = unsafe { self.rings.tx.produce(&self.tx_descs) };
+        debug_assert_eq!(sent, self.tx_descs.len());
+        self.tx_held += sent;
+        if sent > 0 || self.tx_pending {
+            self.kick();
+        }
+        n
+    }
+
+    fn refill(&mut self, pool: &mut Pool) {
+        self.reap(pool);
+        if self.tx_pending {
+            match self.link {
+                Link::Up => self.kick(),
+                Link::Down(since) if since.elapsed() >= DOWN_PAUSE => self.kick(),
+                Link::Down(_) | Link::Gone => {}
+            }
+        } else if self.link != Link::Gone {
+            self.link = Link::Up;
+        }
+        for frame in self.returns.drain(..) {
+            pool.put(frame);
+        }
+        match &self.source {
+            Source::Private(private) => {
+                while let Some(frame) = private.home().pop() {
+                    self.spare.push(frame);
+                }
+            }
+            Source::Shared(_) if self.spare_target > 0 => self.keep_spare(pool),
+            Source::Shared(_) => {}
+        }
+        let filled = self.stats.rx_filled;
+        self.fill(pool);
+        // In copy mode the flag is never set; it is not looked at while nothing changes.
+        if (self.zero_copy || filled != self.stats.rx_filled) && self.rings.fill.needs_wakeup() {
+            self.kick_rx();
+        }
+    }
+
+    fn wake(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.rings.fd())
+    }
+
+    /// One system call, for the kernel's counters.
+    fn stats(&self) -> PortStats {
+        let mut stats = self.stats;
+        stats.rx_held = self.rx_held as u64;
+        stats.tx_held = self.tx_held as u64;
+        if let Ok(kernel) = rustix::net::sockopt::xdp_statistics(self.rings.fd()) {
+            stats.kernel_rx_dropped = kernel.rx_dropped;
+            stats.kernel_tx_invalid = kernel.tx_invalid_descs;
+            stats.kernel_rx_ring_full = kernel.rx_ring_full.unwrap_or(0);
+            stats.kernel_fill_empty = kernel.rx_fill_ring_empty_descs.unwrap_or(0);
+        }
+        stats
+    }
+
+    /// Take the socket out of the XSKMAP first: no packet is on its way to it then.
+    ///
+    /// Not for a worker's loop: it waits up to 20 ms for packets in flight, and then for the kernel to unbind the
+    /// socket (an RCU grace period). Let the control thread do it, with an empty pool on the workers' exchange.
+    fn close(mut self: Box<Self>, pool: &mut Pool) {
+        // A driver may send a packet from the frame itself (IFF_TX_SKB_NO_LINEAR, as virtio_net does): only the
+        // completion says that it is done. On a veth it is a copy, and the wait is over at once.
+        for _ in 0..CLOSE_POLLS {
+            self.reap(pool);
+            if self.link == Link::Up && self.tx_pending {
+                self.kick();
+            }
+            // Descriptors left in the tx ring will never be read: they need no waiting for.
+            if self.tx_held <= self.unsent() as usize {
+                break;
+            }
+            std::thread::sleep(CLOSE_PAUSE);
+        }
+        let Self { rings, mut holder, source, spare, returns, .. } = *self;
+        // Unmaps the rings and closes the socket. The kernel unbinds it (no packet is received into a frame from then
+        // on, `synchronize_net` in xsk_unbind_dev) before the call returns, for nobody else has the fd.
+        drop(rings);
+        for frame in returns {
+            pool.put(frame);
+        }
+        match source {
+            Source::Shared(_shared) => {
+                for frame in spare {
+                    pool.put(frame);
+                }
+                // SAFETY: see above: in copy mode nothing but the socket's own calls and its receive path touch frames.
+                unsafe { holder.take_all(|frame| pool.put(frame)) };
+            }
+            Source::Private(mut private) => {
+                drop(holder);
+                private.free = spare;
+                private.close();
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `icmp`: after `route` and `rewrite`, for packets whose sender must be told. Turns the packet into an ICMP
+//! error about itself (RFC 792, RFC 4443) and sends it back the way its sender is reached.
+//!
+//! The source is the node's address; the rate is bounded per worker (RFC 1812 4.3.2.8, RFC 4443 2.4 (f)). Errors about
+//! errors, multicast and later fragments are never sent.
+#![forbid(unsafe_code)]
+
+use super::source::addresses;
+use crate::graph::{Context, DropReason, Next, Node, NodeId};
+use crate::packet::{FlowKey, Meta, NO_INDEX, flags, proto};
+use crate::tables::flow::Millis;
+use crate::wire::{eth, icmp};
+
+/// Length of the Ethernet header.
+const ETHERNET: u16 = 14;
+/// Longest error: RFC 4443 2.4 (c), the IPv6 minimum MTU.
+const LONGEST: usize = 1280;
+
+/// The node, with its token bucket.
+#[derive(Debug)]
+pub struct Icmp {
+    tokens: u64,
+    filled: Millis,
+    scratch: Box<[u8; LONGEST]>,
+}
+
+impl Default for Icmp {
+    fn default() -> Self {
+        // Full: cut to one second's worth at the first error.
+        Self { tokens: u64::MAX, filled: Millis(0), scratch: Box::new([0; LONGEST]) }
+    }
+}
+
+impl Icmp {
+    /// Takes a token: thousandths of an error, refilled by `rate` each millisecond, at most one second's worth.
+    fn admit(&mut self, now: Millis, rate: u32) -> bool {
+        let elapsed = u64::from(now.0.wrapping_sub(self.filled.0));
+        self.filled = now;
+        let rate = u64::from(rate);
+        self.tokens = self.tokens.saturating_add(elapsed.saturating_mul(rate)).min(rate * 1000);
+        let admitted = self.tokens >= 1000;
+        if admitted {
+            self.tokens -= 1000;
+        }
+        admitted
+    }
+}
+
+impl Node for Icmp {
+    const ID: NodeId = NodeId::Icmp;
+
+    fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
+        let meta = *cx.packets.meta(i);
+        let Some(kind) = cx.packets.setup(i).error else { return Next::Drop(DropReason::IcmpUnrelated) };
+        let start = usize::from(meta.l3);
+        let offending = cx.packets.data(i).get(start..start + usize::from(meta.l3_len)).unwrap_or_default();
+        let Some((receiver, _)) = addresses(cx.packets.data(i), &meta) else {
+            return Next::Drop(DropReason::MalformedTransport);
+        };
+        // The offending packet is counted already; only an error held back for its rate has a reason of its own.
+        let Some(source) = cx.snap.icmp_source(receiver) else { return Next::Done };
+        let Ok(egress) = cx.snap.egress(receiver) else { return Next::Done };
+        let Some(len) = icmp::build_error(offending, kind, source, self.scratch.as_mut_slice()) else {
+            return Next::Done;
+        };
+        if !self.admit(cx.now, cx.snap.settings.icmp_rate) {
+            return Next::Drop(DropReason::IcmpRateLimited);
+        }
+        let Some(frame) = cx.packets.frame_mut(i) else { return Next::Done };
+        let Some(error) = self.scratch.get(..len) else { return Next::Done };
+        if !frame.fill(error) || !frame.push(ETHERNET) {
+            return Next::Drop(DropReason::NoHeadroom);
+        }
+        let ethertype = if receiver.is_v4() { eth::ethertype::IPV4 } else { eth::ethertype::IPV6 };
+        eth::Packet::new_unchecked(frame.data_mut()).set_ethertype(ethertype);
+
+        let icmp_proto = if receiver.is_v4() { proto::ICMP } else { proto::ICMPV6 };
+        let key = FlowKey { src: source, dst: receiver, sport: 0, dport: 0, proto: icmp_proto };
+        *cx.packets.meta_mut(i) = Meta {
+            hash: key.hash(cx.flows.seed()),
+            ingress: meta.ingress,
+            egress: egress.port,
+            l3: ETHERNET,
+            l3_len: u16::try_from(len).unwrap_or(0),
+            tunnel: egress.tunnel,
+            next_hop: egress.next_hop,
+            mtu: egress.mtu,
+            proto: icmp_proto,
+            flags: flags::LOCAL_ORIGIN | (meta.flags & flags::V6),
+            ..Meta::default()
+        };
+        cx.stats.icmp_errors.add(1);
+        if egress.tunnel == NO_INDEX { Next::Neighbor } else { Next::Encap }
+    }
+}

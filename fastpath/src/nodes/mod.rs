@@ -1,0 +1,24 @@
+//! One file per graph node, all of one shape: what and where, counters, state, `one`, tests.
+#![forbid(unsafe_code)]
+
+mod decap;
+mod encap;
+mod flow;
+mod icmp;
+mod neighbor;
+mod parse;
+mod punt;
+mod rewrite;
+mod route;
+mod source;
+
+pub use decap::Decap;
+pub use encap::Encap;
+pub use flow::Flow;
+pub use icmp::Icmp;
+pub use neighbor::Neighbor;
+pub use parse::Parse;
+pub use punt::Punt;
+pub use rewrite::Rewrite;
+pub use route::Route;
+pub use source::Source;

@@ -1,0 +1,46 @@
+//! `rewrite`: after `flow` and `route`. Applies the transform: TTL, addresses, ports, checksums.
+//!
+//! TTL and hop limit go down by one (RFC 1812 5.3.1, RFC 8200 3); what does not fit the way's MTU goes back
+//! as "too big" (RFC 1191, RFC 8201). Checksums follow by RFC 1624. Checksums a sender left to its device are
+//! finished here, because AF_XDP does not carry the kernel's checksum state.
+//! Limit: IPv4 packets without DF are not fragmented on the way; their sender gets "fragmentation needed" as well.
+#![forbid(unsafe_code)]
+
+use crate::graph::{Context, DropReason, Next, Node, NodeId};
+use crate::packet::{NO_INDEX, flags};
+use crate::tables::flow::Transform;
+use crate::wire::icmp::ErrorKind;
+use crate::wire::{partial, translate};
+
+/// The node.
+#[derive(Debug, Default)]
+pub struct Rewrite;
+
+impl Node for Rewrite {
+    const ID: NodeId = NodeId::Rewrite;
+
+    #[inline]
+    fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
+        let t = *cx.packets.transform(i);
+        let (data, meta, key) = cx.packets.parts(i);
+        if meta.l3_len > t.mtu && meta.ttl > 1 {
+            return Next::Icmp(DropReason::MtuExceeded, ErrorKind::FragNeeded { mtu: t.mtu });
+        }
+        meta.egress = t.egress;
+        meta.tunnel = t.tunnel;
+        meta.next_hop = t.next_hop;
+        // Before the packet is touched: an ICMP error quotes it as it came.
+        if !translate::decrement_ttl(data, meta) {
+            return Next::Icmp(DropReason::TtlExceeded, ErrorKind::TtlExceeded);
+        }
+        let finished = partial::finish(data, meta, key);
+        if t.bits & (Transform::REWRITE_SRC | Transform::REWRITE_DST) != 0 && !meta.has(flags::ICMP_ERROR) {
+            translate::apply(data, meta, &t);
+        }
+        let tunnelled = t.tunnel != NO_INDEX;
+        if finished {
+            cx.stats.checksums_finished.add(1);
+        }
+        if tunnelled { Next::Encap } else { Next::Neighbor }
+    }
+}

@@ -1,0 +1,99 @@
+//! Single-writer counters: a worker writes its own, the control thread reads them.
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::graph::{DropReason, NodeId};
+
+/// A counter with one writer and any number of readers.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker calls this, so a plain load and store do.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// The value.
+    #[inline]
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Runtime counters of one graph node on one worker.
+#[derive(Debug, Default)]
+pub struct NodeCounters {
+    /// Times the node ran with at least one packet (vectors).
+    pub vectors: Counter,
+    /// Packets it was given.
+    pub packets: Counter,
+    /// TSC ticks it took.
+    pub clocks: Counter,
+}
+
+/// Counters of one worker.
+#[derive(Debug)]
+pub struct WorkerStats {
+    /// Drops by [`DropReason`].
+    pub drops: [Counter; DropReason::ALL.len()],
+    /// Runtime by [`NodeId`].
+    pub nodes: [NodeCounters; NodeId::ALL.len()],
+    /// Passes of the loop, with or without packets.
+    pub loops: Counter,
+    /// Times the worker slept for want of packets.
+    pub sleeps: Counter,
+    /// Packets handed to another worker for transmission.
+    pub handoffs: Counter,
+    /// ICMP errors sent.
+    pub icmp_errors: Counter,
+    /// ARP replies and neighbour advertisements sent.
+    pub neighbor_replies: Counter,
+    /// Flows installed.
+    pub flows_installed: Counter,
+    /// Flows re-evaluated because of a new generation.
+    pub flows_reevaluated: Counter,
+    /// Flows that timed out.
+    pub flows_expired: Counter,
+    /// Flows evicted from a full table.
+    pub flows_evicted: Counter,
+    /// Packets forwarded without a flow entry because its bucket was busy or full.
+    pub flows_bypassed: Counter,
+    /// Transport checksums finished for senders that left them to the device.
+    pub checksums_finished: Counter,
+    /// Free frames in the worker's pool, at the last loop.
+    pub frames_free: AtomicU64,
+    /// Generation of the snapshot the worker forwards by.
+    pub acked: AtomicU32,
+    /// The engine's clock in milliseconds at the last loop; wraps.
+    pub beat: AtomicU32,
+    /// Whether the worker waits for packets in the kernel.
+    pub sleeping: AtomicBool,
+}
+
+impl Default for WorkerStats {
+    fn default() -> Self {
+        Self {
+            drops: core::array::from_fn(|_| Counter::default()),
+            nodes: core::array::from_fn(|_| NodeCounters::default()),
+            loops: Counter::default(),
+            sleeps: Counter::default(),
+            handoffs: Counter::default(),
+            icmp_errors: Counter::default(),
+            neighbor_replies: Counter::default(),
+            flows_installed: Counter::default(),
+            flows_reevaluated: Counter::default(),
+            flows_expired: Counter::default(),
+            flows_evicted: Counter::default(),
+            flows_bypassed: Counter::default(),
+            checksums_finished: Counter::default(),
+            frames_free: AtomicU64::new(0),
+            acked: AtomicU32::new(0),
+            beat: AtomicU32::new(0),
+            sleeping: AtomicBool::new(false),
+        }
+    }
+}

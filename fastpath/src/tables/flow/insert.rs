@@ -1,0 +1,238 @@
+//! Installing a flow, and making room for it.
+#![forbid(unsafe_code)]
+
+use super::bucket::{Claims, LANES};
+use super::slot::{Family, Fill, Packed};
+use super::state::{Due, Limits, Mark, State, Tick};
+use super::table::{NOWHERE, Place, Table, lane_of, slot_of};
+use super::types::{EvictClass, FlowRef, Inserted, Millis, NewFlow};
+
+/// Entries looked at, at most, to find one that may be evicted.
+const LOOKS: usize = 4;
+/// Up to this many used entries the first bucket is preferred, so that most lookups end there.
+const FIRST_CHOICE: u32 = 1;
+
+/// A slot for a new entry.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    slot: u32,
+    victim: Option<Victim>,
+}
+
+/// The flow that is in the slot now.
+#[derive(Clone, Copy, Debug)]
+struct Victim {
+    partner: u32,
+    /// `None` when its timeout has passed: that is no eviction.
+    class: Option<EvictClass>,
+}
+
+/// What a key that is to be installed meets.
+enum Way {
+    Clear,
+    Live(FlowRef),
+    Busy,
+}
+
+/// What the other direction of the new flow has laid hands on already.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    slot: u32,
+    freed: u32,
+}
+
+/// The clock and what follows from it.
+#[derive(Clone, Copy)]
+struct Time<'a> {
+    now: Millis,
+    limits: &'a Limits,
+}
+
+impl<F: Family> Table<F> {
+    /// See [`super::FlowTable::insert`]. The hashes are those of the original and the reply key.
+    pub(super) fn insert(&self, new: &NewFlow, hashes: [u64; 2], now: Millis, limits: &Limits) -> Inserted {
+        let time = Time { now, limits };
+        let [original, reply] = hashes.map(|h| self.place(h));
+        let to_itself = new.original == new.reply;
+        let mut claims = Claims::new(&self.buckets);
+        // Whoever installs a key holds both of its buckets: no key is ever there twice.
+        if !claims.take_all([original.first, original.second, reply.first, reply.second]) {
+            return Inserted::Busy;
+        }
+        match self.way(&mut claims, &Packed::new(&new.original), original, time) {
+            Way::Clear => {}
+            Way::Busy => return Inserted::Busy,
+            Way::Live(at) => return self.exists(at, &new.original),
+        }
+        if to_itself {
+            let Some(spot) = self.spot(&mut claims, original, None, time) else { return Inserted::Full };
+            let evicted = self.vacate(&claims, spot);
+            let at = self.write(&claims, new, [(spot.slot, original.tag); 2], now);
+            return Inserted::New(at, [evicted, None]);
+        }
+        let mut superseded = None;
+        match self.way(&mut claims, &Packed::new(&new.reply), reply, time) {
+            Way::Clear => {}
+            Way::Busy => return Inserted::Busy,
+            Way::Live(at) => match self.supersede(&mut claims, at) {
+                None => return Inserted::Conflict(at),
+                done => superseded = done,
+            },
+        }
+        // The reply first: a flow it supersedes has made room for it, so that at most two flows are evicted.
+        let Some(for_reply) = self.spot(&mut claims, reply, None, time) else { return Inserted::Full };
+        let freed = for_reply.victim.map_or(NOWHERE, |v| v.partner);
+        let taken = Taken { slot: for_reply.slot, freed };
+        let Some(for_original) = self.spot(&mut claims, original, Some(taken), time) else {
+            return Inserted::Full;
+        };
+        let evicted = [self.vacate(&claims, for_original), self.vacate(&claims, for_reply).or(superseded)];
+        let slots = [(for_original.slot, original.tag), (for_reply.slot, reply.tag)];
+        Inserted::New(self.write(&claims, new, slots, now), evicted)
+    }
+
+    fn exists(&self, at: FlowRef, key: &crate::packet::FlowKey) -> Inserted {
+        let found = self.slot(at.slot).and_then(|s| s.find(&Packed::new(key), at.slot));
+        found.map_or(Inserted::Busy, |(hit, _)| Inserted::Exists(hit))
+    }
+
+    /// Looks for a key in its buckets, which are claimed; removes what is past its timeout.
+    fn way(&self, claims: &mut Claims<'_>, key: &Packed<F>, place: Place, time: Time<'_>) -> Way {
+        let Some(at) = self.find(key, place) else { return Way::Clear };
+        let Some(life) = self.life(at) else { return Way::Busy };
+        if !life.is_over(time.now, time.limits) {
+            return Way::Live(at);
+        }
+        if !claims.take(lane_of(life.partner).0) {
+            return Way::Busy;
+        }
+        self.unlink(claims, at.slot, life.partner);
+        Way::Clear
+    }
+
+    /// Removes a flow that holds the new one's reply key, if it is only waiting for its timeout.
+    fn supersede(&self, claims: &mut Claims<'_>, at: FlowRef) -> Option<EvictClass> {
+        let life = self.life(at)?;
+        let over = life.state.class().evict() == EvictClass::Closing && claims.take(lane_of(life.partner).0);
+        over.then(|| {
+            self.unlink(claims, at.slot, life.partner);
+            EvictClass::Closing
+        })
+    }
+
+    /// A slot in one of the two buckets: a free one, or one whose flow may go.
+    fn spot(
+        &self,
+        claims: &mut Claims<'_>,
+        place: Place,
+        taken: Option<Taken>,
+        time: Time<'_>,
+    ) -> Option<Spot> {
+        let free = |bucket| {
+            let mut lanes = self.buckets.tags(bucket).free();
+            if let Some(t) = taken {
+                for (slot, free) in [(t.freed, true), (t.slot, false)] {
+                    let (b, lane) = lane_of(slot);
+                    if b == bucket {
+                        lanes = if free { lanes.and(lane) } else { lanes.without(lane) };
+                    }
+                }
+            }
+            lanes
+        };
+        let (first, second) = (free(place.first), free(place.second));
+        let near = first.len() >= second.len() || LANES - first.len() <= FIRST_CHOICE;
+        let choice = match (first.first(), second.first()) {
+            (Some(lane), other) if near || other.is_none() => Some(slot_of(place.first, lane)),
+            (_, Some(lane)) => Some(slot_of(place.second, lane)),
+            (_, None) => None,
+        };
+        match choice {
+            Some(slot) => Some(Spot { slot, victim: None }),
+            None => self.victim(claims, place, taken.map_or(NOWHERE, |t| t.slot), time),
+        }
+    }
+
+    /// The entry that may go, and goes first, by the marks of both buckets. Marks may be stale: the entry is
+    /// asked before it is chosen.
+    fn victim(&self, claims: &mut Claims<'_>, place: Place, taken: u32, time: Time<'_>) -> Option<Spot> {
+        let (due, tick) = (time.limits.due(), Tick::of(time.now));
+        let mut refused = [NOWHERE; LOOKS];
+        for turn in 0..LOOKS {
+            let candidates = [place.first, place.second].into_iter().flat_map(|bucket| {
+                let marks = self.buckets.marks(bucket);
+                self.buckets.tags(bucket).used().map(move |lane| (slot_of(bucket, lane), marks.of(lane)))
+            });
+            let best = candidates
+                .filter(|(slot, _)| *slot != taken && !refused.contains(slot))
+                .filter_map(|(slot, mark)| rank(mark, &due, tick).map(|rank| (rank, slot)))
+                .max_by_key(|(rank, _)| *rank);
+            let (_, slot) = best?;
+            if let Some(victim) = self.ask(claims, slot, time) {
+                return Some(Spot { slot, victim: Some(victim) });
+            }
+            *refused.get_mut(turn)? = slot;
+        }
+        None
+    }
+
+    /// Whether the flow in a slot may go; corrects its mark if not.
+    fn ask(&self, claims: &mut Claims<'_>, slot: u32, time: Time<'_>) -> Option<Victim> {
+        let id = self.slot(slot)?.head().id();
+        let life = self.life(FlowRef { slot, id, v6: F::V6 })?;
+        let (idle, class) = (time.now.since(life.last_seen), life.state.class());
+        let over = life.is_over(time.now, time.limits);
+        if !over && idle < class.protected_ms() {
+            self.mark(slot, life.state, Tick::of(life.last_seen));
+            return None;
+        }
+        let class = (!over).then(|| class.evict());
+        claims.take(lane_of(life.partner).0).then_some(Victim { partner: life.partner, class })
+    }
+
+    fn vacate(&self, claims: &Claims<'_>, spot: Spot) -> Option<EvictClass> {
+        let victim = spot.victim?;
+        self.unlink(claims, spot.slot, victim.partner);
+        victim.class
+    }
+
+    /// Writes both entries, then their tags. Original and reply are one slot for a flow to itself.
+    fn write(&self, claims: &Claims<'_>, new: &NewFlow, slots: [(u32, u8); 2], now: Millis) -> FlowRef {
+        let [(original, _), (reply, _)] = slots;
+        let last = |slot| self.slot(slot).map_or(0, |s| s.head().id());
+        // Larger than any id either slot has had, so that no old reference fits.
+        let id = last(original).max(last(reply)).wrapping_add(1);
+        let state = State::first(new.original.proto, new.tcp_flags, original == reply);
+        let entries = [
+            (original, reply, &new.original, &new.original_transform),
+            (reply, original, &new.reply, &new.reply_transform),
+        ];
+        let count = if original == reply { 1 } else { 2 };
+        for (n, (slot, partner, key, transform)) in entries.into_iter().enumerate().take(count) {
+            let fill =
+                Fill { id, reply: n == 1, partner, key, transform, generation: new.generation, state, now };
+            if let Some(slot) = self.slot(slot) {
+                slot.write(&fill);
+            }
+            self.mark(slot, state, Tick::of(now));
+        }
+        for (slot, tag) in slots {
+            let (bucket, lane) = lane_of(slot);
+            claims.set_tag(bucket, lane, tag);
+        }
+        FlowRef { slot: original, id, v6: F::V6 }
+    }
+}
+
+/// What goes first: timed out, closing, half open, idle; among equals the one longest idle. `None`: stays.
+fn rank(mark: Mark, due: &Due, now: Tick) -> Option<(u8, u8)> {
+    let age = mark.age(now);
+    if due.has_passed(mark, now) {
+        return Some((4, age));
+    }
+    match mark.class().evict() {
+        EvictClass::Closing => Some((3, age)),
+        EvictClass::HalfOpen => Some((2, age)),
+        EvictClass::Idle => (age >= super::state::ticks(mark.class().protected_ms())).then_some((1, age)),
+    }
+}

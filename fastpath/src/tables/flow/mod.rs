@@ -1,0 +1,263 @@
+//! The flow table: what was decided for a flow's first packet, found by one lookup for all that follow.
+//!
+//! One table for all workers, of fixed size, so that a flow is right also when its two directions arrive on
+//! different workers. Each direction has an entry, a compiled [`Transform`]; both live and die together.
+//!
+//! ```text
+//!  hash ─┬─► bucket ─┐ tag word: 7 tags + claim      entries: 64 bytes (IPv4), 128 (IPv6)
+//!        └─► bucket ─┴──────── tag matches ────────► [ key, transform, last seen, other direction ]
+//!                      mark word: class and age of each entry, for sweep and eviction
+//! ```
+//!
+//! - **Lookup** takes no lock and writes nothing. A batch goes through in stages (tags, entries, compare), so
+//!   that the cache misses of its packets overlap. Sequence numbers make sure that no torn entry is seen.
+//! - **Insert and remove** claim the buckets concerned, by one compare-and-swap each, in ascending order and
+//!   with a bounded number of attempts: nobody ever waits for a preempted thread. Who installs a key holds both
+//!   of its buckets, so that a key is never there twice.
+//! - **Expiry** is exact at lookup, by the timestamp in the entry: past its timeout a flow is a miss. The sweep
+//!   only frees memory; each worker sweeps its share, and touches entries only when their mark says they may
+//!   be due. This takes the place of a timer wheel: there are no nodes that churn could use up, none to move for
+//!   each packet, and none to unlink when another worker removes the flow. The price, a pass over the
+//!   mark words, is 16 bytes for seven entries, read in order.
+//! - **Eviction**, when both buckets of a key are full, by class: closing, half open, idle; within a class the
+//!   one longest idle. An established TCP flow that had a packet in the last 33 s, or another established
+//!   flow in the last 8 s, is never evicted; a flood of new flows displaces its own kind.
+//! - **Generations** are stored and handed out; comparing them is the caller's.
+#![forbid(unsafe_code)]
+
+mod bucket;
+mod insert;
+mod slot;
+mod state;
+mod sweep;
+mod table;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+pub use types::{
+    EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Swept, Timeouts,
+    Transform,
+};
+
+use crate::packet::FlowKey;
+use slot::{Head, V4, V6};
+use state::Limits;
+use table::{NOWHERE, Table};
+
+/// Last-seen times are written when they are older than this, in milliseconds, so that a busy flow does not
+/// dirty its line with every packet. A flow may time out earlier by as much.
+pub const LAST_SEEN_GRAIN: u32 = 100;
+
+/// Keys that go through the stages of a lookup together.
+const STAGE: usize = 64;
+/// Shares that keep their own place in the sweep; more share places.
+const CURSORS: usize = 64;
+
+/// The flow table of a node. See the [module](self).
+#[derive(Debug)]
+pub struct FlowTable {
+    v4: Table<V4>,
+    v6: Table<V6>,
+    limits: Limits,
+    seed: u64,
+    cursors: [AtomicU32; CURSORS],
+}
+
+impl FlowTable {
+    /// Allocates all memory the table will ever use: 100 bytes for each IPv4 entry, 196 for IPv6.
+    ///
+    /// A third of the slots is beyond the entries asked for, so that a key finds one of its two buckets free.
+    #[must_use]
+    pub fn new(config: &FlowConfig) -> Self {
+        Self {
+            v4: Table::new(config.entries_v4),
+            v6: Table::new(config.entries_v6),
+            limits: Limits::new(&config.timeouts),
+            seed: config.seed,
+            cursors: [const { AtomicU32::new(0) }; CURSORS],
+        }
+    }
+
+    /// Seed for [`FlowKey::hash`].
+    #[inline]
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Changes the timeouts, of flows that exist too.
+    pub fn set_timeouts(&self, timeouts: &Timeouts) {
+        self.limits.set(timeouts);
+    }
+
+    /// Looks up a batch: `out` is cleared and gets one entry for each key.
+    ///
+    /// `hashes` are the keys' [`FlowKey::hash`] with [`FlowTable::seed`], as many as keys; a key without one is
+    /// a miss. Allocates only if `out` has no room for as many entries.
+    pub fn lookup_batch(&self, keys: &[FlowKey], hashes: &[u64], now: Millis, out: &mut Vec<Option<Hit>>) {
+        debug_assert_eq!(keys.len(), hashes.len());
+        out.clear();
+        out.resize(keys.len(), None);
+        for ((keys, hashes), out) in keys.chunks(STAGE).zip(hashes.chunks(STAGE)).zip(out.chunks_mut(STAGE)) {
+            let (mut at, mut heads) = ([NOWHERE; STAGE], [Head::DEAD; STAGE]);
+            for ((key, hash), at) in keys.iter().zip(hashes).zip(&mut at) {
+                *at = if key.src.is_v4() { self.v4.probe(*hash) } else { self.v6.probe(*hash) };
+            }
+            for ((key, at), head) in keys.iter().zip(&at).zip(&mut heads) {
+                *head = if key.src.is_v4() { self.v4.touch(*at) } else { self.v6.touch(*at) };
+            }
+            let found = at.iter().zip(&heads).zip(out);
+            for ((key, hash), ((at, head), out)) in keys.iter().zip(hashes).zip(found) {
+                *out = if key.src.is_v4() {
+                    self.v4.finish(key, *hash, (*at, *head), now, &self.limits)
+                } else {
+                    self.v6.finish(key, *hash, (*at, *head), now, &self.limits)
+                };
+            }
+        }
+    }
+
+    /// Looks up one key; `hash` is its [`FlowKey::hash`] with [`FlowTable::seed`].
+    ///
+    /// Changes nothing but that a flow past its timeout is removed: also for the packet an ICMP error quotes.
+    #[must_use]
+    pub fn lookup(&self, key: &FlowKey, hash: u64, now: Millis) -> Option<Hit> {
+        if key.src.is_v4() {
+            let at = self.v4.probe(hash);
+            self.v4.finish(key, hash, (at, self.v4.touch(at)), now, &self.limits)
+        } else {
+            let at = self.v6.probe(hash);
+            self.v6.finish(key, hash, (at, self.v6.touch(at)), now, &self.limits)
+        }
+    }
+
+    /// Records a packet of a flow that was hit, with its TCP flags byte (0 for other protocols): last seen, state.
+    ///
+    /// Returns the state after it. When nothing changes, and for a flow that is gone, nothing is written.
+    #[inline]
+    pub fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
+        if hit.at.v6 { self.v6.observe(hit, tcp_flags, now) } else { self.v4.observe(hit, tcp_flags, now) }
+    }
+
+    /// Installs a flow, both directions, seen `now`.
+    #[must_use]
+    pub fn insert(&self, new: &NewFlow, now: Millis) -> Inserted {
+        let v6 = !new.original.src.is_v4();
+        let ends = [new.original.src, new.original.dst, new.reply.src, new.reply.dst];
+        let transforms = [&new.original_transform, &new.reply_transform];
+        if ends.iter().any(|ip| ip.is_v4() == v6) || transforms.iter().any(|t| t.is_v6() != Some(v6)) {
+            return Inserted::MixedFamilies;
+        }
+        let hashes = [new.original.hash(self.seed), new.reply.hash(self.seed)];
+        if v6 {
+            self.v6.insert(new, hashes, now, &self.limits)
+        } else {
+            self.v4.insert(new, hashes, now, &self.limits)
+        }
+    }
+
+    /// The whole flow that an entry belongs to, for re-evaluation; `None` once it is gone.
+    #[must_use]
+    pub fn pair(&self, at: FlowRef) -> Option<Pair> {
+        if at.v6 { self.v6.pair(at) } else { self.v4.pair(at) }
+    }
+
+    /// Replaces both transforms of a flow after re-evaluation, given either of its entries.
+    ///
+    /// False if the flow is gone, another worker holds its buckets, or a transform is of the other family.
+    #[must_use]
+    pub fn refresh(&self, at: FlowRef, original: Transform, reply: Transform, generation: u32) -> bool {
+        if original.is_v6() != Some(at.v6) || reply.is_v6() != Some(at.v6) {
+            return false;
+        }
+        if at.v6 {
+            self.v6.refresh(at, &original, &reply, generation)
+        } else {
+            self.v4.refresh(at, &original, &reply, generation)
+        }
+    }
+
+    /// Removes a flow, given either of its entries. False if it is gone, or another worker holds its buckets:
+    /// then [`FlowTable::pair`] still finds it.
+    #[must_use]
+    pub fn remove(&self, at: FlowRef) -> bool {
+        if at.v6 {
+            self.v6.remove_if(at, |_| true).is_some()
+        } else {
+            self.v4.remove_if(at, |_| true).is_some()
+        }
+    }
+
+    /// Removes flows past their timeout from the next `max_buckets` buckets of a share of the table.
+    ///
+    /// Worker `share` of `shares` calls this now and then; it goes on where the share's last call ended. A whole
+    /// round (see [`FlowTable::buckets`]) should take less than a minute, so that eviction knows old from new.
+    pub fn sweep(&self, share: usize, shares: usize, now: Millis, max_buckets: usize) -> Swept {
+        let mut swept = Swept::default();
+        let Some(cursor) = self.cursors.get(share % CURSORS) else { return swept };
+        let shares = shares.max(1);
+        let bound = |n: usize| self.buckets() / shares * n + self.buckets() % shares * n / shares;
+        let (from, to) = (bound(share % shares), bound(share % shares + 1));
+        let length = to - from;
+        let due = self.limits.due();
+        let mut next = usize::try_from(cursor.load(Ordering::Relaxed)).unwrap_or(0);
+        for _ in 0..max_buckets.min(length) {
+            next = if next < length { next } else { 0 };
+            match self.locate(from + next) {
+                (bucket, false) => self.v4.sweep(bucket, now, &self.limits, &due, &mut swept),
+                (bucket, true) => self.v6.sweep(bucket, now, &self.limits, &due, &mut swept),
+            }
+            next += 1;
+            swept.buckets += 1;
+        }
+        cursor.store(u32::try_from(next).unwrap_or(0), Ordering::Relaxed);
+        swept
+    }
+
+    /// Buckets of both families: what all shares of [`FlowTable::sweep`] together go through.
+    #[must_use]
+    pub fn buckets(&self) -> usize {
+        self.v4.buckets.len() + self.v6.buckets.len()
+    }
+
+    /// Bucket number within its family, and whether that is IPv6.
+    fn locate(&self, bucket: usize) -> (u32, bool) {
+        let v4 = self.v4.buckets.len();
+        let (n, v6) = if bucket < v4 { (bucket, false) } else { (bucket - v4, true) };
+        (u32::try_from(n).unwrap_or(NOWHERE), v6)
+    }
+
+    /// Calls `f` once for each flow that has not timed out. Flows that come and go meanwhile may be missed; no
+    /// flow is seen torn.
+    pub fn for_each(&self, now: Millis, mut f: impl FnMut(&Pair)) {
+        for bucket in 0..self.buckets() {
+            match self.locate(bucket) {
+                (bucket, false) => self.v4.for_each(bucket, now, &self.limits, &mut f),
+                (bucket, true) => self.v6.for_each(bucket, now, &self.limits, &mut f),
+            }
+        }
+    }
+
+    /// Entries in use, two for each flow, with those timed out and not yet swept. Reads all tags: not for the
+    /// packet path.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.v4.buckets.used() + self.v6.buckets.used()
+    }
+
+    /// Whether no entry is in use; costs as much as [`FlowTable::len`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Entries the table was made for, two for each flow.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.v4.entries() + self.v6.entries()
+    }
+}

@@ -1,0 +1,324 @@
+//! The table of one address family: where a key's entries are, and what is done to a flow found there.
+#![forbid(unsafe_code)]
+
+use super::LAST_SEEN_GRAIN;
+use super::bucket::{Buckets, Claims, LANES, index};
+use super::slot::{Entry, Family, Head, Packed, Slot};
+use super::state::{Limits, Mark, State, Tick};
+use super::types::{FlowRef, FlowState, Hit, Millis, Pair, Transform};
+use crate::packet::FlowKey;
+
+/// No slot has this index.
+pub(super) const NOWHERE: u32 = u32::MAX;
+/// Attempts at a compare-and-swap or a consistent read of two entries while other workers change them.
+const TRIES: usize = 64;
+
+/// Buckets and entries of one family.
+#[derive(Debug)]
+pub(super) struct Table<F: Family> {
+    pub(super) buckets: Buckets,
+    pub(super) slots: Box<[Slot<F>]>,
+    entries: usize,
+}
+
+/// Where entries of a key may be: its two buckets and its tag.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) first: u32,
+    pub(super) second: u32,
+    pub(super) tag: u8,
+}
+
+/// A flow as both of its entries tell it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Life {
+    pub(super) state: State,
+    pub(super) last_seen: Millis,
+    pub(super) partner: u32,
+}
+
+impl Life {
+    pub(super) fn is_over(&self, now: Millis, limits: &Limits) -> bool {
+        now.since(self.last_seen) >= limits.of(self.state)
+    }
+}
+
+/// The slot of a lane.
+#[inline]
+pub(super) fn slot_of(bucket: u32, lane: u32) -> u32 {
+    bucket * LANES + lane
+}
+
+/// Bucket and lane of a slot.
+#[inline]
+pub(super) fn lane_of(slot: u32) -> (u32, u32) {
+    (slot / LANES, slot % LANES)
+}
+
+impl<F: Family> Table<F> {
+    /// Room for `entries`: one slot in three stays free, so that a key hardly ever finds both buckets full.
+    pub(super) fn new(entries: usize) -> Self {
+        // Slots are numbered in 32 bits; `NOWHERE` is not one of them.
+        let entries = entries.min(1 << 31);
+        let slots = entries.saturating_add(entries / 2);
+        let count = u32::try_from(slots.div_ceil(index(LANES))).unwrap_or(u32::MAX).max(2);
+        let slots = (0..count * LANES).map(|_| Slot::default()).collect();
+        Self { buckets: Buckets::new(count), slots, entries }
+    }
+
+    pub(super) fn entries(&self) -> usize {
+        self.entries
+    }
+
+    #[inline]
+    pub(super) fn place(&self, hash: u64) -> Place {
+        let [a, b, c, d, e, f, g, tag] = hash.to_be_bytes();
+        let count = self.buckets.len() as u64;
+        // Lemire, "Fast random integer generation in an interval" (2019): a range without division.
+        let reduce = |bytes, n| (u64::from(u32::from_be_bytes(bytes)) * n) >> 32;
+        let first = reduce([a, b, c, d], count);
+        let beyond = first + 1 + reduce([e, f, g, tag], count - 1);
+        let second = if beyond >= count { beyond - count } else { beyond };
+        Place { first: low32(first), second: low32(second), tag: tag.max(1) }
+    }
+
+    #[inline]
+    pub(super) fn slot(&self, at: u32) -> Option<&Slot<F>> {
+        self.slots.get(index(at))
+    }
+
+    /// The first slot whose tag is that of the key, [`NOWHERE`] if none is. Reads tags only.
+    #[inline]
+    pub(super) fn probe(&self, hash: u64) -> u32 {
+        let place = self.place(hash);
+        let first = self.buckets.tags(place.first).with(place.tag);
+        let second = self.buckets.tags(place.second).with(place.tag);
+        let (bucket, lanes) = if first.is_empty() { (place.second, second) } else { (place.first, first) };
+        if lanes.is_empty() { NOWHERE } else { slot_of(bucket, lanes.first_or_more()) }
+    }
+
+    /// The head of a slot; the read brings the entry's line into the cache.
+    #[inline]
+    pub(super) fn touch(&self, at: u32) -> Head {
+        self.slot(at).map_or(Head::DEAD, Slot::head)
+    }
+
+    /// Completes a lookup after [`Table::probe`] and [`Table::touch`].
+    #[inline]
+    pub(super) fn finish(
+        &self,
+        key: &FlowKey,
+        hash: u64,
+        (at, head): (u32, Head),
+        now: Millis,
+        limits: &Limits,
+    ) -> Option<Hit> {
+        let slot = self.slot(at)?;
+        match slot.read_hit(head, &Packed::new(key), at) {
+            Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => Some(hit),
+            _ => self.lookup(key, hash, now, limits),
+        }
+    }
+
+    /// The live entry of a key. An entry past its timeout is removed.
+    #[cold]
+    pub(super) fn lookup(&self, key: &FlowKey, hash: u64, now: Millis, limits: &Limits) -> Option<Hit> {
+        let place = self.place(hash);
+        let at = self.find(&Packed::new(key), place)?;
+        let (hit, hot) = self.slot(at.slot)?.find(&Packed::new(key), at.slot)?;
+        if now.since(hot.last_seen()) < limits.of(hot.state()) {
+            return Some(hit);
+        }
+        let life = self.life(hit.at)?;
+        if life.is_over(now, limits) {
+            self.remove_if(hit.at, |life| life.is_over(now, limits));
+            return None;
+        }
+        Some(Hit { state: life.state.public(), ..hit })
+    }
+
+    /// The entry that holds a key, alive or past its timeout.
+    pub(super) fn find(&self, key: &Packed<F>, place: Place) -> Option<FlowRef> {
+        [place.first, place.second].into_iter().find_map(|bucket| {
+            self.buckets.tags(bucket).with(place.tag).find_map(|lane| {
+                let at = slot_of(bucket, lane);
+                self.slot(at)?.find(key, at).map(|(hit, _)| hit.at)
+            })
+        })
+    }
+
+    /// State and last packet of the flow an entry belongs to; `None` once it is gone.
+    pub(super) fn life(&self, at: FlowRef) -> Option<Life> {
+        let slot = self.slot(at.slot)?;
+        let (own, partner) = (slot.hot(), slot.partner());
+        let other = self.slot(partner)?;
+        let theirs = other.hot();
+        let head = slot.head();
+        if !slot.is(at.id) || !other.is(at.id) {
+            return None;
+        }
+        let (a, b) = (own.last_seen(), theirs.last_seen());
+        let last_seen = if a.0.wrapping_sub(b.0) >> 31 == 0 { a } else { b };
+        let state = if head.is_reply() { theirs.state() } else { own.state() };
+        Some(Life { state, last_seen, partner })
+    }
+
+    /// Removes a flow if `condition` holds once nobody else can change its entries. `None` when it is gone, in
+    /// use by another worker, or the condition does not hold.
+    pub(super) fn remove_if(&self, at: FlowRef, condition: impl Fn(&Life) -> bool) -> Option<Life> {
+        let (_, claims) = self.claim(at)?;
+        let life = self.life(at).filter(condition)?;
+        self.unlink(&claims, at.slot, life.partner);
+        Some(life)
+    }
+
+    /// Claims the buckets of both entries of a flow; `None` when it is gone or another worker has them.
+    fn claim(&self, at: FlowRef) -> Option<(u32, Claims<'_>)> {
+        let slot = self.slot(at.slot).filter(|s| s.is(at.id))?;
+        let partner = slot.partner();
+        let mut claims = Claims::new(&self.buckets);
+        let taken = claims.take_all([lane_of(at.slot).0, lane_of(partner).0]);
+        (taken && slot.is(at.id) && slot.partner() == partner).then_some((partner, claims))
+    }
+
+    /// Takes both entries out of use, under the claims of their buckets.
+    pub(super) fn unlink(&self, claims: &Claims<'_>, at: u32, partner: u32) {
+        for slot in [at, partner] {
+            let (bucket, lane) = lane_of(slot);
+            claims.set_tag(bucket, lane, 0);
+            if let Some(slot) = self.slot(slot) {
+                slot.kill();
+            }
+        }
+    }
+
+    /// Marks an entry for sweep and eviction.
+    pub(super) fn mark(&self, at: u32, state: State, seen: Tick) {
+        let (bucket, lane) = lane_of(at);
+        self.buckets.set_mark(bucket, lane, Mark::new(state.class(), seen));
+    }
+
+    /// See [`super::FlowTable::observe`].
+    #[inline]
+    pub(super) fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
+        let Some(slot) = self.slot(hit.at.slot) else { return hit.state };
+        let hot = slot.hot();
+        if !slot.is(hit.at.id) {
+            return hit.state;
+        }
+        let next = hot.state().step(hit.reply, tcp_flags);
+        if next == hot.state() && now.since(hot.last_seen()) < LAST_SEEN_GRAIN {
+            return next.public();
+        }
+        self.advance(slot, hit, tcp_flags, now)
+    }
+
+    /// Writes what [`Table::observe`] found changed.
+    fn advance(&self, slot: &Slot<F>, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
+        let id = hit.at.id;
+        let partner = slot.partner();
+        let (Some(other), true) = (self.slot(partner), slot.is(id)) else { return hit.state };
+        let (original, copy) = if hit.reply { (other, slot) } else { (slot, other) };
+
+        let Some((before, state)) = step(original, id, hit.reply, tcp_flags) else { return hit.state };
+        // The copy is read before what it is a copy of: who comes later sees the later state.
+        for _ in 0..TRIES {
+            let hot = copy.hot();
+            let current = original.hot().state();
+            if !copy.is(id) || !original.is(id) || hot.state() == current {
+                break;
+            }
+            if copy.swap_hot(hot, hot.with_state(current)) {
+                break;
+            }
+        }
+        let mut seen = Tick::of(now);
+        for _ in 0..TRIES {
+            let hot = slot.hot();
+            if !slot.is(id) || now.since(hot.last_seen()) < LAST_SEEN_GRAIN {
+                break;
+            }
+            if slot.swap_hot(hot, hot.with_last_seen(now)) {
+                seen = Tick::of(hot.last_seen());
+                break;
+            }
+        }
+        if before.class() != state.class() {
+            self.mark(partner, state, Tick::of(now));
+            self.mark(hit.at.slot, state, Tick::of(now));
+        } else if seen != Tick::of(now) {
+            self.mark(hit.at.slot, state, Tick::of(now));
+        }
+        state.public()
+    }
+
+    /// See [`super::FlowTable::pair`].
+    pub(super) fn pair(&self, at: FlowRef) -> Option<Pair> {
+        let slot = self.slot(at.slot)?;
+        for _ in 0..TRIES {
+            let own = slot.read().filter(|e| e.head.id() == at.id)?;
+            let other = self.slot(own.partner)?.read().filter(|e| e.head.id() == at.id)?;
+            if slot.head() == own.head && own.generation == other.generation {
+                return Some(join::<F>(at, &own, &other));
+            }
+        }
+        None
+    }
+
+    /// See [`super::FlowTable::refresh`].
+    pub(super) fn refresh(
+        &self,
+        at: FlowRef,
+        original: &Transform,
+        reply: &Transform,
+        generation: u32,
+    ) -> bool {
+        let Some((partner, _claims)) = self.claim(at) else { return false };
+        let (Some(own), Some(other)) = (self.slot(at.slot), self.slot(partner)) else { return false };
+        let (first, second) = if own.head().is_reply() { (other, own) } else { (own, other) };
+        first.begin_rewrite();
+        if partner != at.slot {
+            second.begin_rewrite();
+            second.rewrite(reply, generation);
+        }
+        first.rewrite(original, generation);
+        true
+    }
+}
+
+/// Moves the state kept in the original direction's entry; gives it as it was and as it is.
+fn step<F: Family>(original: &Slot<F>, id: u32, reply: bool, tcp_flags: u8) -> Option<(State, State)> {
+    for _ in 0..TRIES {
+        let hot = original.hot();
+        if !original.is(id) {
+            return None;
+        }
+        let next = hot.state().step(reply, tcp_flags);
+        if next == hot.state() || original.swap_hot(hot, hot.with_state(next)) {
+            return Some((hot.state(), next));
+        }
+    }
+    None
+}
+
+fn join<F: Family>(at: FlowRef, own: &Entry, other: &Entry) -> Pair {
+    let (a, b) = (own.hot.last_seen(), other.hot.last_seen());
+    let (original, reply, slot) =
+        if own.head.is_reply() { (other, own, own.partner) } else { (own, other, at.slot) };
+    Pair {
+        at: FlowRef { slot, id: at.id, v6: F::V6 },
+        original: original.key,
+        original_transform: original.transform,
+        reply: reply.key,
+        reply_transform: reply.transform,
+        generation: original.generation,
+        state: original.hot.state().public(),
+        last_seen: if a.0.wrapping_sub(b.0) >> 31 == 0 { a } else { b },
+    }
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "bucket numbers are less than 2^32")]
+fn low32(bucket: u64) -> u32 {
+    bucket as u32
+}

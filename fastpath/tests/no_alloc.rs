@@ -1,0 +1,109 @@
+//! The packet path allocates nothing: counted by the allocator while a warm worker passes packets of every kind.
+//!
+//! Nor does it take a lock: `clippy.toml` bans the blocking primitives in this crate.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use fastpath::io::mem::MemPort;
+use fastpath::io::{Frame, Pool};
+use fastpath::packet::PortId;
+use fastpath::tables::flow::{FlowConfig, Timeouts};
+use fastpath::testbed::{PODS, Underlay, from_pod, pod, pod_port, snapshot};
+use fastpath::wire::tcp;
+use fastpath::wire::testgen::Spec;
+use fastpath::worker::Worker;
+
+struct Counting;
+
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes to the system allocator unchanged; counting touches no memory it hands out.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's obligations are those of `GlobalAlloc::alloc`, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: as above; `ptr` came from `System`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: as above; `ptr` came from `System`.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_warm_worker_allocates_nothing() {
+    let snap = snapshot(1, Underlay { encap: true, outer_v6: false });
+    let (clock, _) = quanta::Clock::mock();
+    let flow = FlowConfig { entries_v4: 4096, entries_v6: 4096, timeouts: Timeouts::default(), seed: 7 };
+    let tables = std::sync::Arc::new(arc_swap::ArcSwap::from_pointee(snap));
+    let mut worker = Worker::alone(Pool::in_memory(2048, 2048), &flow, tables, clock).unwrap();
+    let mut wires = Vec::new();
+    for id in 0..=u16::from(PODS) {
+        let (port, wire) = MemPort::new(1024);
+        worker.add_port(PortId(id), 0, Box::new(port));
+        wires.push(wire);
+    }
+    // Hits and misses, both families, same node and tunnel, TTL and MTU errors, spoofed, no endpoint, malformed.
+    let mut frames: Vec<(usize, Vec<u8>)> = Vec::new();
+    for n in 0..24u16 {
+        let v6 = n % 2 == 1;
+        let here = pod(v6, 1, 1);
+        let mut expired = Spec::udp(here, pod(v6, 1, 2), n, 9);
+        expired.ttl = 1;
+        let kinds = [
+            Spec::tcp(here, pod(v6, 1, 2), 1000 + n, 80, tcp::control::SYN),
+            Spec::udp(here, pod(v6, 2, 1), 1000 + n, 53),
+            Spec::udp(here, pod(v6, 2, 1), 1000 + n, 54).with_payload(vec![0u8; 1440]),
+            Spec::udp(here, pod(v6, 1, 99), n, 1),
+            Spec::udp(pod(v6, 1, 3), pod(v6, 1, 2), n, 1),
+            expired,
+        ];
+        frames.extend(kinds.into_iter().map(|s| (usize::from(pod_port(1).0), from_pod(1, 1, s))));
+        frames.push((usize::from(pod_port(2).0), vec![0xff; 20]));
+    }
+    let mut injector: Vec<Frame> = Vec::with_capacity(512);
+    let mut spare = Pool::in_memory(512, 2048);
+    while let Some(frame) = spare.get() {
+        injector.push(frame);
+    }
+    let mut round = |worker: &mut Worker| {
+        for (port, bytes) in &frames {
+            let mut frame = injector.pop().unwrap();
+            assert!(frame.fill(bytes));
+            assert!(wires[*port].inject(frame).is_ok());
+        }
+        let before = CALLS.load(Relaxed);
+        while worker.pass() {}
+        let during = CALLS.load(Relaxed) - before;
+        let mut sent = 0;
+        for wire in &wires {
+            while let Some(frame) = wire.collect() {
+                injector.push(frame);
+                sent += 1;
+            }
+        }
+        while injector.len() < 400 {
+            injector.push(worker.pool().get().unwrap());
+        }
+        (during, sent)
+    };
+    round(&mut worker);
+    for _ in 0..20 {
+        let (allocations, sent) = round(&mut worker);
+        assert!(sent >= 24 * 2, "the packets must have gone through: {sent}");
+        assert_eq!(allocations, 0);
+    }
+}

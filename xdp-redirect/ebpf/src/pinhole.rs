@@ -1,0 +1,107 @@
+//! Which of the uplink's frames are ours. Everything else is the kernel's, so SSH is never at risk.
+
+use crate::abi::{CLASS_FRONTEND, CLASS_NODE_PORT, CLASS_VXLAN, Outcome};
+use crate::frame::{Ethernet, Frame};
+use crate::maps::{exact, in_snat_range, is_local};
+use crate::parse::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
+use crate::{ETH_8021AD, ETH_8021Q, ETH_IPV4, ETH_IPV6};
+
+/// The hole that the frame matches, or why it matches none.
+#[inline(always)]
+pub(crate) fn classify(frame: &Frame) -> Result<Outcome, Outcome> {
+    let ethernet: &Ethernet = frame.at(0).ok_or(Outcome::Malformed)?;
+    // A packet for one of our addresses in a group-addressed frame is not to be forwarded (RFC 1812
+    // 3.4): the kernel's to judge.
+    let group = ethernet.destination[0] & 1 != 0;
+    let ip = match u16::from_be(ethernet.ethertype) {
+        ETH_8021Q | ETH_8021AD => return Err(Outcome::PassedVlan),
+        _ if group => return Err(Outcome::PassedNotOurs),
+        ETH_IPV4 => parse::ipv4(frame, 14, None)?,
+        ETH_IPV6 => parse::ipv6(frame, 14, None)?,
+        _ => return Err(Outcome::PassedNotOurs),
+    };
+    let transport = transport(frame, &ip);
+    if let Ok(Transport::Ports(proto, words)) = transport {
+        match exact(&ip.destination, proto, words[1]) {
+            CLASS_VXLAN => return Ok(Outcome::Vxlan),
+            CLASS_FRONTEND => return Ok(Outcome::Frontend),
+            CLASS_NODE_PORT => return Ok(Outcome::NodePort),
+            _ => {}
+        }
+    }
+    // Before the transport header's faults count: what goes to a pod is ours, ports or not.
+    if is_local(&ip.destination, ip.v4) {
+        return Ok(Outcome::Pod);
+    }
+    match transport? {
+        Transport::Ports(_, words) if in_snat_range(&ip.destination, words[1]) => Ok(Outcome::Snat),
+        Transport::Ports(..) => Err(Outcome::PassedNotOurs),
+        Transport::Icmp(words, body) => icmp(frame, &ip, words, body),
+    }
+}
+
+/// What the pinhole looks at behind the IP header.
+enum Transport {
+    /// TCP, UDP or SCTP: the protocol and the header's first eight bytes.
+    Ports(u8, [u16; 4]),
+    /// ICMP of the packet's family: the header, and where its body begins.
+    Icmp([u16; 4], usize),
+}
+
+#[inline(always)]
+fn transport(frame: &Frame, ip: &Ip) -> Result<Transport, Outcome> {
+    let (proto, offset) = ip.payload.transport()?;
+    let need = match proto {
+        TCP => 20,
+        SCTP => 12,
+        UDP => 8,
+        ICMP if ip.v4 => 8,
+        ICMPV6 if !ip.v4 => 8,
+        _ => return Err(Outcome::PassedNotOurs),
+    };
+    let words = parse::transport(frame, offset, need, ip.end).ok_or(Outcome::Malformed)?.words;
+    Ok(match proto {
+        TCP | UDP | SCTP => Transport::Ports(proto, words),
+        _ => Transport::Icmp(words, offset + 8),
+    })
+}
+
+#[inline(always)]
+fn icmp(frame: &Frame, ip: &Ip, words: [u16; 4], body: usize) -> Result<Outcome, Outcome> {
+    match (ip.v4, words[0].to_ne_bytes()[0]) {
+        // Echo replies (RFC 792, RFC 4443 4.2): the identifier stands for the port.
+        (true, 0) | (false, 129) if in_snat_range(&ip.destination, words[2]) => Ok(Outcome::Snat),
+        // Unreachable (or too big), time exceeded, parameter problem.
+        (true, 3 | 11 | 12) => quoted(parse::ipv4(frame, body, Some(ip.end))?, ip, frame),
+        (false, 1..=4) => quoted(parse::ipv6(frame, body, Some(ip.end))?, ip, frame),
+        _ => Err(Outcome::PassedNotOurs),
+    }
+}
+
+/// Whether the packet that an ICMP error quotes was sent by us: its source is our hole.
+#[inline(always)]
+fn quoted(inner: Ip, outer: &Ip, frame: &Frame) -> Result<Outcome, Outcome> {
+    // An error goes to the source of what it quotes; any other is no answer to us (RFC 5927 4).
+    if inner.source != outer.destination {
+        return Err(Outcome::PassedNotOurs);
+    }
+    let (proto, offset) = inner.payload.transport()?;
+    let echo_request = match (proto, inner.v4) {
+        (TCP | UDP | SCTP, _) => None,
+        (ICMP, true) => Some(8),
+        (ICMPV6, false) => Some(128),
+        _ => return Err(Outcome::PassedNotOurs),
+    };
+    let header = parse::transport(frame, offset, 8, inner.end).ok_or(Outcome::Malformed)?;
+    let words = header.words;
+    let ours = match echo_request {
+        Some(kind) => words[0].to_ne_bytes()[0] == kind && in_snat_range(&inner.source, words[2]),
+        None => {
+            // A tunnel's source port is a flow's hash, its destination port is the tunnel's.
+            (proto == UDP && exact(&inner.source, UDP, words[1]) == CLASS_VXLAN)
+                || matches!(exact(&inner.source, proto, words[0]), CLASS_FRONTEND | CLASS_NODE_PORT)
+                || in_snat_range(&inner.source, words[0])
+        }
+    };
+    if ours { Ok(Outcome::IcmpError) } else { Err(Outcome::PassedNotOurs) }
+}
