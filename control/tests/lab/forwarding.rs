@@ -216,6 +216,16 @@ fn two_workers() {
     assert!(counts.sent > 300 && counts.lost() == 0 && counts.wrong == 0, "{counts:?}");
 }
 
+/// Nodes whose objects name no VTEP MAC address agree on them all the same.
+#[test]
+fn vtep_macs_are_derived() {
+    for outer in Family::BOTH {
+        let lab = Lab::start(LabSpec { outer, announce_vtep_macs: false, ..LabSpec::default() });
+        everything_crosses(&lab, "a1", "b1");
+        everything_crosses(&lab, "b2", "a2");
+    }
+}
+
 /// Pods whose manifests name no MAC address are reached all the same.
 #[test]
 fn pod_macs_are_learned() {

@@ -60,15 +60,24 @@ pub(crate) fn node(lab: &LabSpec, number: u16) -> String {
         .iter()
         .map(|&f| format!("  - type: InternalIP\n    address: \"{}\"\n", underlay(spec.subnet, number, f)))
         .collect();
+    let annotations = if lab.announce_vtep_macs {
+        format!(
+            "  annotations:
+    projectcalico.org/VXLANTunnelMACAddr: \"{}\"
+    projectcalico.org/VXLANTunnelMACAddrV6: \"{}\"
+",
+            mac_text(vtep_mac(number, Family::V4)),
+            mac_text(vtep_mac(number, Family::V6)),
+        )
+    } else {
+        String::new()
+    };
     format!(
         "apiVersion: v1
 kind: Node
 metadata:
   name: {name}
-  annotations:
-    projectcalico.org/VXLANTunnelMACAddr: \"{mac4}\"
-    projectcalico.org/VXLANTunnelMACAddrV6: \"{mac6}\"
-spec:
+{annotations}spec:
   podCIDR: {cidr4}
   podCIDRs:
   - {cidr4}
@@ -77,8 +86,6 @@ status:
   addresses:
 {addresses}",
         name = node_name(spec.name),
-        mac4 = mac_text(vtep_mac(number, Family::V4)),
-        mac6 = mac_text(vtep_mac(number, Family::V6)),
         cidr4 = pod_cidr(number, Family::V4),
         cidr6 = pod_cidr(number, Family::V6),
     )

@@ -101,6 +101,8 @@ pub(crate) struct LabSpec {
     pub(crate) pod_mtu: Option<u32>,
     /// Leaves tx checksum offload on in the pods: their packets carry unfinished checksums.
     pub(crate) partial_checksums: bool,
+    /// Writes the MAC addresses of VTEPs into the Node manifests. Nodes of Linux alone need it.
+    pub(crate) announce_vtep_macs: bool,
     /// Writes `fastpath.io/mac` into the Pod manifests.
     pub(crate) announce_pod_macs: bool,
     /// `xdp.mode`.
@@ -122,6 +124,7 @@ impl Default for LabSpec {
             mtu: 1500,
             pod_mtu: None,
             partial_checksums: false,
+            announce_vtep_macs: true,
             announce_pod_macs: true,
             xdp_mode: "auto",
             on_failure: "drop",
