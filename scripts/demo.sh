@@ -68,6 +68,8 @@ take_down() {
         [ -e "$file" ] || continue
         end_process "$file" "$(basename "$file" .pid | sed 's/-.*//')"
     done
+    # Whatever this run has in the background and inside a namespace: it would keep the namespace alive.
+    jobs -p | xargs -r kill 2>/dev/null || true
     remove_nodes
     # What a killed daemon leaves pinned.
     for file in "$STATE"/pin_dir.*; do
@@ -110,7 +112,8 @@ fp() {
 
 # Waits up to ten seconds for a command to succeed.
 soon() {
-    for _ in $(seq 100); do
+    local end=$((SECONDS + 10))
+    while [ "$SECONDS" -lt "$end" ]; do
         "$@" >/dev/null 2>&1 && return
         sleep 0.1
     done
@@ -231,6 +234,11 @@ cp configs/demo/node-a.toml configs/demo/node-b.toml "$STATE/"
 good "namespaces and veths made" "node-a: 192.168.77.1 fd77::1, node-b: 192.168.77.2 fd77::2"
 check "node-a: daemon ready, XDP attached" start_daemon a
 check "node-b: daemon ready, XDP attached" start_daemon b
+if [ "$failed" != 0 ]; then
+    tail -n 20 "$STATE"/?.log
+    printf '\nWithout daemons there is nothing to show.\n'
+    exit 1
+fi
 
 title "Pod to pod on one node"
 check "a1 → a2, IPv4" pings a1 "$(pod4 a2)"

@@ -56,7 +56,7 @@ install_rust() {
         }
         return
     fi
-    if command -v cargo >/dev/null; then
+    if command -v cargo >/dev/null && cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; then
         local version oldest
         version=$(cargo --version | cut -d' ' -f2)
         oldest=$(printf '%s\n' "$RUST" "$version" | sort -V | head -n1)
@@ -64,10 +64,14 @@ install_rust() {
         note "cargo $version is older than $RUST"
     fi
     note "installing rustup and Rust $RUST for $(id -un)"
-    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
-        sh -s -- -y -q --no-modify-path --profile minimal --component rustfmt --component clippy \
-            --default-toolchain "$RUST" >/dev/null || die "rustup's installer failed"
+    local installer
+    installer=$(fetch https://sh.rustup.rs || fetch https://static.rust-lang.org/rustup/rustup-init.sh) ||
+        die "neither sh.rustup.rs nor static.rust-lang.org can be reached: install Rust $RUST with rustfmt and clippy"
+    sh -s -- -y -q --no-modify-path --profile minimal --component rustfmt --component clippy \
+        --default-toolchain "$RUST" <<<"$installer" >/dev/null || die "rustup's installer failed"
 }
+
+fetch() { curl --proto '=https' --tlsv1.2 -sSf "$1" 2>/dev/null; }
 
 # Everything: what builds, and what the lab runs with.
 setup() {
