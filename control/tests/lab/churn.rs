@@ -30,6 +30,17 @@ fn lost_nothing(flows: Vec<(String, udp::Flow)>) {
     }
 }
 
+/// A few packets of everything.
+fn lightly_crosses(lab: &Lab, from: &str, to: &str) {
+    for family in Family::BOTH {
+        let (a, b, ip) = lab.between(from, to, family);
+        let what = format!("{from} to {to} {family:?}");
+        assert!(icmp::reachable(a, ip), "{what}");
+        udp::exchange(a, b, ip, &[64, 1300]).unwrap_or_else(|e| panic!("{what}: {e}"));
+        tcp::transfer(a, b, ip, 50_000, 50_000).unwrap_or_else(|e| panic!("{what}: {e}"));
+    }
+}
+
 /// Pods are added and removed, object first or device first, and the others lose no packet.
 #[test]
 fn pods_come_and_go_without_loss() {
@@ -48,8 +59,9 @@ fn pods_come_and_go_without_loss() {
         let stream = tcp::Stream::start(a, b, ip).unwrap();
         for round in 0..6 {
             let added = lab.add_pod("a");
-            everything_crosses(&lab, "a1", &added);
-            everything_crosses(&lab, &added, "b1");
+            // Little at a time: a burst that overruns a ring is no loss of churn.
+            lightly_crosses(&lab, "a2", &added);
+            lightly_crosses(&lab, &added, "b2");
             stream.must_progress("with the new pod", PATIENCE);
             lab.remove_pod(&added, round % 2 == 1);
         }

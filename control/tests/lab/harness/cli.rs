@@ -109,11 +109,11 @@ impl Cli {
             .is_some_and(|value| rows(&value).iter().any(|row| contains_text(row, address)))
     }
 
-    /// Worker that serves the first queue of a device, by `show ports`.
+    /// Worker that serves queue 0 of a device, by `show ports`: a veth whose peer has one tx queue receives there.
     pub(crate) fn worker_of(&self, device: &str) -> Option<u64> {
         let ports = self.json(&["show", "ports"]);
         let row = rows(&ports).into_iter().find(|row| row["name"] == device)?;
-        row["queues"][0]["worker"].as_u64()
+        row["queues"].as_array()?.iter().find(|queue| queue["queue"] == 0)?["worker"].as_u64()
     }
 
     /// XDP mode obtained by device, by `show ports`.

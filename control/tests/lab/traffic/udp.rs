@@ -24,9 +24,9 @@ pub(crate) struct Echo {
 }
 
 impl Echo {
-    /// Starts inside `ns`, on every address of the family of `address`; `port` 0 takes any.
-    pub(crate) fn start(ns: &NetNs, address: IpAddr, port: u16) -> io::Result<Self> {
-        let socket = ns.run(|| UdpSocket::bind((unspecified(address), port)))?;
+    /// Starts inside `ns`; address `0.0.0.0` or `::` is every address, port 0 any port.
+    pub(crate) fn start(ns: &NetNs, address: SocketAddr) -> io::Result<Self> {
+        let socket = ns.run(|| UdpSocket::bind(address))?;
         socket.set_read_timeout(Some(TICK))?;
         let port = socket.local_addr()?.port();
         let stop = Arc::new(AtomicBool::new(false));
@@ -72,7 +72,7 @@ fn datagram(sequence: u64, size: usize) -> Vec<u8> {
 /// # Errors
 /// A size that was not answered, or was answered with other bytes.
 pub(crate) fn exchange(from: &NetNs, to: &NetNs, address: IpAddr, sizes: &[usize]) -> io::Result<()> {
-    let echo = Echo::start(to, address, 0)?;
+    let echo = Echo::start(to, (address, 0).into())?;
     exchange_with(from, (address, echo.port()).into(), sizes)
 }
 
@@ -143,7 +143,7 @@ impl Flow {
         size: usize,
         interval: Duration,
     ) -> io::Result<Self> {
-        let echo = Echo::start(to, address, 0)?;
+        let echo = Echo::start(to, (address, 0).into())?;
         let socket = from.run(|| UdpSocket::bind((unspecified(address), 0)))?;
         socket.connect((address, echo.port()))?;
         socket.set_read_timeout(Some(TICK))?;
