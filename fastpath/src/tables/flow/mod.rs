@@ -46,7 +46,7 @@ pub use types::{
 use crate::packet::FlowKey;
 use slot::{Head, V4, V6};
 use state::Limits;
-use table::{NOWHERE, Table};
+use table::{Ask, NOWHERE, Table};
 
 /// Last-seen times are written when they are older than this, in milliseconds, so that a busy flow does not
 /// dirty its line with every packet. A flow may time out earlier by as much.
@@ -112,11 +112,12 @@ impl FlowTable {
             }
             let found = at.iter().zip(&heads).zip(out);
             for ((key, hash), ((at, head), out)) in keys.iter().zip(hashes).zip(found) {
-                *out = if key.src.is_v4() {
-                    self.v4.finish(key, *hash, (*at, *head), now, &self.limits)
+                let ask = Ask { key, hash: *hash, now, limits: &self.limits };
+                if key.src.is_v4() {
+                    self.v4.finish(&ask, *at, *head, out);
                 } else {
-                    self.v6.finish(key, *hash, (*at, *head), now, &self.limits)
-                };
+                    self.v6.finish(&ask, *at, *head, out);
+                }
             }
         }
     }
@@ -126,13 +127,16 @@ impl FlowTable {
     /// Changes nothing but that a flow past its timeout is removed: also for the packet an ICMP error quotes.
     #[must_use]
     pub fn lookup(&self, key: &FlowKey, hash: u64, now: Millis) -> Option<Hit> {
+        let ask = Ask { key, hash, now, limits: &self.limits };
+        let mut out = None;
         if key.src.is_v4() {
             let at = self.v4.probe(hash);
-            self.v4.finish(key, hash, (at, self.v4.touch(at)), now, &self.limits)
+            self.v4.finish(&ask, at, self.v4.touch(at), &mut out);
         } else {
             let at = self.v6.probe(hash);
-            self.v6.finish(key, hash, (at, self.v6.touch(at)), now, &self.limits)
+            self.v6.finish(&ask, at, self.v6.touch(at), &mut out);
         }
+        out
     }
 
     /// Records a packet of a flow that was hit, with its TCP flags byte (0 for other protocols): last seen, state.

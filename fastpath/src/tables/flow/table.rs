@@ -29,6 +29,15 @@ pub(super) struct Place {
     pub(super) tag: u8,
 }
 
+/// What is looked for, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) key: &'a FlowKey,
+    pub(super) hash: u64,
+    pub(super) now: Millis,
+    pub(super) limits: &'a Limits,
+}
+
 /// A flow as both of its entries tell it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
@@ -103,29 +112,32 @@ impl<F: Family> Table<F> {
         self.slot(at).map_or(Head::DEAD, Slot::head)
     }
 
-    /// Completes a lookup after [`Table::probe`] and [`Table::touch`].
+    /// Completes a lookup after [`Table::probe`] and [`Table::touch`], writing its result in place.
     #[inline]
-    pub(super) fn finish(
-        &self,
-        key: &FlowKey,
-        hash: u64,
-        (at, head): (u32, Head),
-        now: Millis,
-        limits: &Limits,
-    ) -> Option<Hit> {
-        let slot = self.slot(at)?;
-        match slot.read_hit(head, &Packed::new(key), at) {
-            Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => Some(hit),
-            _ => self.lookup(key, hash, now, limits),
+    pub(super) fn finish(&self, ask: &Ask<'_>, at: u32, head: Head, out: &mut Option<Hit>) {
+        let Some(slot) = self.slot(at) else {
+            *out = None;
+            return;
+        };
+        match slot.read_hit(head, &Packed::new(ask.key), at) {
+            Some((hit, hot)) if ask.now.since(hot.last_seen()) < ask.limits.of(hot.state()) => {
+                *out = Some(hit)
+            }
+            _ => self.lookup(ask, out),
         }
     }
 
     /// The live entry of a key. An entry past its timeout is removed.
     #[cold]
-    pub(super) fn lookup(&self, key: &FlowKey, hash: u64, now: Millis, limits: &Limits) -> Option<Hit> {
-        let place = self.place(hash);
-        let at = self.find(&Packed::new(key), place)?;
-        let (hit, hot) = self.slot(at.slot)?.find(&Packed::new(key), at.slot)?;
+    pub(super) fn lookup(&self, ask: &Ask<'_>, out: &mut Option<Hit>) {
+        *out = self.find_live(ask);
+    }
+
+    fn find_live(&self, ask: &Ask<'_>) -> Option<Hit> {
+        let Ask { now, limits, .. } = *ask;
+        let key = Packed::new(ask.key);
+        let at = self.find(&key, self.place(ask.hash))?;
+        let (hit, hot) = self.slot(at.slot)?.find(&key, at.slot)?;
         if now.since(hot.last_seen()) < limits.of(hot.state()) {
             return Some(hit);
         }
@@ -207,13 +219,22 @@ impl<F: Family> Table<F> {
             return hit.state;
         }
         let next = hot.state().step(hit.reply, tcp_flags);
-        if next == hot.state() && now.since(hot.last_seen()) < LAST_SEEN_GRAIN {
-            return next.public();
+        let stale = now.since(hot.last_seen()) >= LAST_SEEN_GRAIN;
+        if next != hot.state() {
+            return self.advance(slot, hit, tcp_flags, now);
         }
-        self.advance(slot, hit, tcp_flags, now)
+        // A failed swap means that another worker has just seen the flow, or that it is gone.
+        if stale && slot.swap_hot(hot, hot.with_last_seen(now)) {
+            let tick = Tick::of(now);
+            if tick != Tick::of(hot.last_seen()) {
+                self.mark(hit.at.slot, next, tick);
+            }
+        }
+        next.public()
     }
 
-    /// Writes what [`Table::observe`] found changed.
+    /// Moves a flow to its next state, in both entries.
+    #[cold]
     fn advance(&self, slot: &Slot<F>, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
         let id = hit.at.id;
         let partner = slot.partner();
@@ -225,29 +246,22 @@ impl<F: Family> Table<F> {
         for _ in 0..TRIES {
             let hot = copy.hot();
             let current = original.hot().state();
-            if !copy.is(id) || !original.is(id) || hot.state() == current {
-                break;
-            }
-            if copy.swap_hot(hot, hot.with_state(current)) {
+            let same = hot.state() == current;
+            if same || !copy.is(id) || !original.is(id) || copy.swap_hot(hot, hot.with_state(current)) {
                 break;
             }
         }
-        let mut seen = Tick::of(now);
         for _ in 0..TRIES {
             let hot = slot.hot();
-            if !slot.is(id) || now.since(hot.last_seen()) < LAST_SEEN_GRAIN {
-                break;
-            }
-            if slot.swap_hot(hot, hot.with_last_seen(now)) {
-                seen = Tick::of(hot.last_seen());
+            let fresh = now.since(hot.last_seen()) < LAST_SEEN_GRAIN;
+            if fresh || !slot.is(id) || slot.swap_hot(hot, hot.with_last_seen(now)) {
                 break;
             }
         }
-        if before.class() != state.class() {
-            self.mark(partner, state, Tick::of(now));
-            self.mark(hit.at.slot, state, Tick::of(now));
-        } else if seen != Tick::of(now) {
-            self.mark(hit.at.slot, state, Tick::of(now));
+        for at in [partner, hit.at.slot] {
+            if before.class() != state.class() || at == hit.at.slot {
+                self.mark(at, state, Tick::of(now));
+            }
         }
         state.public()
     }
