@@ -34,7 +34,7 @@ const READ_TRIES: usize = 64;
 pub(super) trait Family: fmt::Debug + 'static {
     const V6: bool;
     /// A pair of addresses.
-    type Addrs: Copy + PartialEq + fmt::Debug;
+    type Addrs: Copy + fmt::Debug;
     /// Where a pair is stored.
     type Cells: Default + fmt::Debug + Send + Sync;
 
@@ -42,6 +42,7 @@ pub(super) trait Family: fmt::Debug + 'static {
     fn unpack(addrs: Self::Addrs) -> (Ip, Ip);
     fn load(cells: &Self::Cells) -> Self::Addrs;
     fn store(cells: &Self::Cells, addrs: Self::Addrs);
+    fn same(a: Self::Addrs, b: Self::Addrs) -> bool;
 }
 
 /// IPv4: two addresses in a word.
@@ -81,6 +82,11 @@ impl Family for V4 {
     fn store(cells: &AtomicU64, addrs: u64) {
         cells.store(addrs, Ordering::Relaxed);
     }
+
+    #[inline]
+    fn same(a: u64, b: u64) -> bool {
+        a == b
+    }
 }
 
 impl Family for V6 {
@@ -110,10 +116,16 @@ impl Family for V6 {
             cell.store(word, Ordering::Relaxed);
         }
     }
+
+    #[inline]
+    fn same(a: [u64; 4], b: [u64; 4]) -> bool {
+        // Word by word: `==` on the arrays goes through memory.
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+    }
 }
 
 /// A key as it is stored, to compare without unpacking.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Packed<F: Family> {
     addrs: F::Addrs,
     ports: u32,
@@ -141,9 +153,6 @@ impl Head {
     const BITS_SHIFT: u32 = 8;
     const SEQ: u64 = 1 << 16;
     const SEQ_MASK: u64 = 0xffff << 16;
-
-    /// No entry: what a reader of nothing gets.
-    pub(super) const DEAD: Head = Head(0);
 
     #[inline]
     pub(super) fn id(self) -> u32 {
@@ -303,7 +312,7 @@ impl<F: Family> Slot<F> {
         let link = self.link.load(Ordering::Relaxed);
         let same = (high32(link) == key.ports)
             & (hot.protocol() == key.protocol)
-            & (F::load(&self.key) == key.addrs)
+            & F::same(F::load(&self.key), key.addrs)
             & head.is_steady();
         if !same {
             return None;
@@ -344,7 +353,6 @@ impl<F: Family> Slot<F> {
                 let link = self.link.load(Ordering::Relaxed);
                 let (src, dst) = F::unpack(F::load(&self.key));
                 let (transform, generation) = self.load_transform(head);
-                let generation = low32(self.verdict.load(Ordering::Relaxed));
                 fence(Ordering::Acquire);
                 if self.head.load(Ordering::Relaxed) == head.0 {
                     let [.., dport, sport] = quarters(link);

@@ -3,7 +3,8 @@
 
 use super::LAST_SEEN_GRAIN;
 use super::bucket::{Buckets, Claims, LANES, index};
-use super::slot::{Entry, Family, Head, Packed, Slot};
+use super::memory::Array;
+use super::slot::{Entry, Family, Packed, Slot};
 use super::state::{Limits, Mark, State, Tick};
 use super::types::{FlowRef, FlowState, Hit, Millis, Pair, Transform};
 use crate::packet::FlowKey;
@@ -17,12 +18,12 @@ const TRIES: usize = 64;
 #[derive(Debug)]
 pub(super) struct Table<F: Family> {
     pub(super) buckets: Buckets,
-    pub(super) slots: Box<[Slot<F>]>,
+    slots: Array<Slot<F>>,
     entries: usize,
 }
 
 /// Where entries of a key may be: its two buckets and its tag.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
     pub(super) first: u32,
     pub(super) second: u32,
@@ -71,8 +72,7 @@ impl<F: Family> Table<F> {
         let entries = entries.min(1 << 31);
         let slots = entries.saturating_add(entries / 2);
         let count = u32::try_from(slots.div_ceil(index(LANES))).unwrap_or(u32::MAX).max(2);
-        let slots = (0..count * LANES).map(|_| Slot::default()).collect();
-        Self { buckets: Buckets::new(count), slots, entries }
+        Self { buckets: Buckets::new(count), slots: Array::new(index(count * LANES)), entries }
     }
 
     pub(super) fn entries(&self) -> usize {
@@ -96,30 +96,34 @@ impl<F: Family> Table<F> {
         self.slots.get(index(at))
     }
 
-    /// The first slot whose tag is that of the key, [`NOWHERE`] if none is. Reads tags only.
+    /// First stage of a lookup: fetches the tags of both buckets.
     #[inline]
-    pub(super) fn probe(&self, hash: u64) -> u32 {
+    pub(super) fn fetch_tags(&self, hash: u64) -> Place {
         let place = self.place(hash);
+        self.buckets.prefetch(place.first);
+        self.buckets.prefetch(place.second);
+        place
+    }
+
+    /// Second stage: the first slot whose tag is that of the key, [`NOWHERE`] if none is. Fetches its entry.
+    #[inline]
+    pub(super) fn fetch_entry(&self, place: Place) -> u32 {
         let first = self.buckets.tags(place.first).with(place.tag);
         let second = self.buckets.tags(place.second).with(place.tag);
         let (bucket, lanes) = if first.is_empty() { (place.second, second) } else { (place.first, first) };
-        if lanes.is_empty() { NOWHERE } else { slot_of(bucket, lanes.first_or_more()) }
+        let at = if lanes.is_empty() { NOWHERE } else { slot_of(bucket, lanes.first_or_more()) };
+        self.slots.prefetch(index(at));
+        at
     }
 
-    /// The head of a slot; the read brings the entry's line into the cache.
+    /// Third stage: compares the entry, and writes the result in place.
     #[inline]
-    pub(super) fn touch(&self, at: u32) -> Head {
-        self.slot(at).map_or(Head::DEAD, Slot::head)
-    }
-
-    /// Completes a lookup after [`Table::probe`] and [`Table::touch`], writing its result in place.
-    #[inline]
-    pub(super) fn finish(&self, ask: &Ask<'_>, at: u32, head: Head, out: &mut Option<Hit>) {
+    pub(super) fn finish(&self, ask: &Ask<'_>, at: u32, out: &mut Option<Hit>) {
         let Some(slot) = self.slot(at) else {
             *out = None;
             return;
         };
-        match slot.read_hit(head, &Packed::new(ask.key), at) {
+        match slot.read_hit(slot.head(), &Packed::new(ask.key), at) {
             Some((hit, hot)) if ask.now.since(hot.last_seen()) < ask.limits.of(hot.state()) => {
                 *out = Some(hit)
             }
