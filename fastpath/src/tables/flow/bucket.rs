@@ -132,6 +132,13 @@ impl Buckets {
         self.tags.prefetch(index(bucket));
     }
 
+    /// The same for all that a change of the bucket needs.
+    #[inline]
+    pub(super) fn prefetch_to_change(&self, bucket: u32) {
+        self.tags.prefetch(index(bucket));
+        self.marks.prefetch(index(bucket));
+    }
+
     /// A bucket that is not there is empty.
     #[inline]
     pub(super) fn tags(&self, bucket: u32) -> Tags {

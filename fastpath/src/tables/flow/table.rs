@@ -96,6 +96,11 @@ impl<F: Family> Table<F> {
         self.slots.get(index(at))
     }
 
+    #[inline]
+    pub(super) fn prefetch(&self, at: u32) {
+        self.slots.prefetch(index(at));
+    }
+
     /// First stage of a lookup: fetches the tags of both buckets.
     #[inline]
     pub(super) fn fetch_tags(&self, hash: u64) -> Place {
@@ -112,7 +117,7 @@ impl<F: Family> Table<F> {
         let second = self.buckets.tags(place.second).with(place.tag);
         let (bucket, lanes) = if first.is_empty() { (place.second, second) } else { (place.first, first) };
         let at = if lanes.is_empty() { NOWHERE } else { slot_of(bucket, lanes.first_or_more()) };
-        self.slots.prefetch(index(at));
+        self.prefetch(at);
         at
     }
 
@@ -192,8 +197,11 @@ impl<F: Family> Table<F> {
     fn claim(&self, at: FlowRef) -> Option<(u32, Claims<'_>)> {
         let slot = self.slot(at.slot).filter(|s| s.is(at.id))?;
         let partner = slot.partner();
+        self.prefetch(partner);
+        let buckets = [lane_of(at.slot).0, lane_of(partner).0];
+        buckets.into_iter().for_each(|b| self.buckets.prefetch(b));
         let mut claims = Claims::new(&self.buckets);
-        let taken = claims.take_all([lane_of(at.slot).0, lane_of(partner).0]);
+        let taken = claims.take_all(buckets);
         (taken && slot.is(at.id) && slot.partner() == partner).then_some((partner, claims))
     }
 
