@@ -4,22 +4,23 @@
 //! pinhole and neighbours in line. Changes that come within [`COALESCE`] are one pass.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use fastpath::engine::{Engine, Event};
-use fastpath::packet::PortId;
+use fastpath::packet::{Mac, PortId};
 use fastpath::snapshot::{PortRole, Snapshot};
 use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 
 use crate::attach::{Attacher, Wanted, max_mtu};
 use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::Config;
-use crate::netdev::{NetView, Resolver, select_uplinks};
+use crate::netdev::{NetView, NudState, Resolver, select_uplinks};
 use crate::source::Update;
 
+mod heartbeat;
 mod start;
 mod view;
 
@@ -27,7 +28,7 @@ pub use start::run;
 
 /// How long changes are gathered before they are acted on.
 const COALESCE: Duration = Duration::from_millis(10);
-/// How often the heartbeat is renewed and workers' requests are read.
+/// How often the heartbeat is renewed, and workers' requests are read.
 const BEAT: Duration = Duration::from_millis(100);
 /// A worker that has not passed its loop for so long does not forward: no heartbeat then.
 const WORKER_STALLED: Duration = Duration::from_secs(1);
@@ -52,6 +53,8 @@ struct Daemon {
     snapshot: Arc<Snapshot>,
     /// Time of the last pass that found everything in order or brought it so.
     synced: Option<SystemTime>,
+    /// Neighbours resolved at some time and not failed since.
+    remembered: BTreeMap<(u32, IpAddr), Mac>,
     /// Neighbours that workers asked for, oldest first.
     asked: VecDeque<(u32, IpAddr)>,
     /// Pins of an earlier run are dropped after the first pass.
@@ -69,12 +72,14 @@ impl Daemon {
         let failed = self.attacher.reconcile(&wanted, &self.net, generation);
         self.attach_problems.extend(failed.into_iter().map(|(device, e)| format!("{device}: {e}")));
 
+        self.remember();
         let ports = self.attacher.ports();
         let inputs = Inputs {
             node: &self.node,
             model: &self.update.model,
             net: &self.net,
             ports: &ports,
+            remembered: &self.remembered,
             overlay: &self.overlay,
             generation,
         };
@@ -101,6 +106,20 @@ impl Daemon {
             }
         }
         self.synced = Some(SystemTime::now());
+    }
+
+    /// Keeps the addresses of neighbours whose entry the kernel dropped (`ip neigh flush`, a link's new address):
+    /// until it has resolved them again, the old one is the best there is. One that failed is forgotten.
+    fn remember(&mut self) {
+        for (key, neighbor) in &self.net.neighbors {
+            if let Some(mac) = neighbor.usable_mac() {
+                self.remembered.insert(*key, mac);
+            } else if neighbor.state == NudState::Failed {
+                self.remembered.remove(key);
+            }
+        }
+        let wanted: BTreeSet<(u32, IpAddr)> = self.resolver.wanted().collect();
+        self.remembered.retain(|key, _| wanted.contains(key) || self.net.neighbors.contains_key(key));
     }
 
     /// The devices that should be ports: this node's pods and the uplinks.
@@ -149,11 +168,10 @@ impl Daemon {
         Pinhole { local, tunnels: vteps.collect(), ..Pinhole::default() }
     }
 
-    /// Renews the heartbeat if every worker forwards, and takes what workers ask for. Returns whether to sync.
-    fn beat(&mut self) -> bool {
-        let alive = self.attacher.engine.beat_ages().iter().all(|age| *age < WORKER_STALLED);
-        if alive && let Err(e) = self.attacher.redirect.beat() {
-            tracing::warn!("heartbeat: {e}");
+    /// Takes what workers ask for, and sees to it that the kernel resolves what it dropped. Returns whether to sync.
+    fn tick(&mut self) -> bool {
+        for e in self.resolver.maintain(&self.net) {
+            tracing::debug!("{e}");
         }
         let mut dirty = false;
         let events: Vec<Event> = self.attacher.engine.events().collect();

@@ -283,22 +283,22 @@ impl Engine {
         self.peers.iter().map(|p| &p.stats)
     }
 
+    /// A view of the workers' beats, for another thread.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse { peers: Arc::clone(&self.peers), clock: self.clock.clone(), epoch: self.epoch }
+    }
+
     /// How long ago each worker last passed its loop.
     #[must_use]
     pub fn beat_ages(&self) -> Vec<Duration> {
-        let now = self.now().0;
-        // A worker may beat after `now` was read: that is an age of zero, not of seven weeks.
-        let age =
-            |w: &WorkerStats| now.wrapping_sub(w.beat.load(Relaxed)).cast_signed().max(0).cast_unsigned();
-        self.stats().map(|w| Duration::from_millis(u64::from(age(w)))).collect()
+        self.pulse().ages()
     }
 
     /// The clock that flow times are in.
     #[must_use]
     pub fn now(&self) -> Millis {
-        let ms = self.clock.now().duration_since(self.epoch).as_millis();
-        #[expect(clippy::cast_possible_truncation, reason = "the clock wraps by design")]
-        Millis(ms as u32)
+        millis(&self.clock, self.epoch)
     }
 
     /// What workers asked for since the last call.
@@ -327,6 +327,32 @@ impl Engine {
             let _ = thread.join();
         }
     }
+}
+
+/// How recently the workers passed their loops.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    peers: Arc<[Mailbox]>,
+    clock: quanta::Clock,
+    epoch: quanta::Instant,
+}
+
+impl Pulse {
+    /// How long ago each worker last passed its loop.
+    #[must_use]
+    pub fn ages(&self) -> Vec<Duration> {
+        let now = millis(&self.clock, self.epoch).0;
+        // A worker may beat after `now` was read: that is an age of zero, not of seven weeks.
+        let age =
+            |w: &WorkerStats| now.wrapping_sub(w.beat.load(Relaxed)).cast_signed().max(0).cast_unsigned();
+        self.peers.iter().map(|p| Duration::from_millis(u64::from(age(&p.stats)))).collect()
+    }
+}
+
+fn millis(clock: &quanta::Clock, epoch: quanta::Instant) -> Millis {
+    let ms = clock.now().duration_since(epoch).as_millis();
+    #[expect(clippy::cast_possible_truncation, reason = "the clock wraps by design")]
+    Millis(ms as u32)
 }
 
 impl Drop for Engine {

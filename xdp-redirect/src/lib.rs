@@ -29,4 +29,4 @@ mod sockets;
 pub use attach::{Mode, ModeRequest, Role};
 pub use error::XdpError;
 pub use pinhole::{Endpoint, Pinhole, Prefix, SnatPorts, Tunnel};
-pub use redirect::{Counter, LoadConfig, OnFailure, Redirect};
+pub use redirect::{Counter, Heartbeat, LoadConfig, OnFailure, Redirect};

@@ -43,7 +43,7 @@ pub(crate) struct Sizes {
 pub(crate) struct RedirectObject {
     pub(crate) ebpf: Ebpf,
     pub(crate) config: Array<MapData, Config>,
-    pub(crate) heartbeat: Array<MapData, u64>,
+    pub(crate) heartbeat: Option<Array<MapData, u64>>,
     pub(crate) slots: HashMap<MapData, SocketKey, u32>,
     pub(crate) sockets: XskMap<MapData>,
     pub(crate) local4: LpmTrie<MapData, [u8; 4], u32>,
@@ -68,7 +68,7 @@ impl RedirectObject {
         load_program(&mut ebpf, "uplink")?;
         Ok(Self {
             config: take(&mut ebpf, "CONFIG")?,
-            heartbeat: take(&mut ebpf, "HEARTBEAT")?,
+            heartbeat: Some(take(&mut ebpf, "HEARTBEAT")?),
             slots: take(&mut ebpf, "SLOTS")?,
             sockets: take(&mut ebpf, "SOCKETS")?,
             local4: take(&mut ebpf, "LOCAL4")?,

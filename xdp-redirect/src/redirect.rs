@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aya::maps::{Array, MapData};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::abi::{
@@ -36,7 +37,7 @@ pub struct LoadConfig {
     pub pin_dir: PathBuf,
     /// What becomes of frames of ours when the heartbeat is stale or a queue has no socket.
     pub on_failure: OnFailure,
-    /// Age of the last [`Redirect::beat`] past which the daemon counts as gone. Beat at least four
+    /// Age of the last [`Heartbeat::beat`] past which the daemon counts as gone. Beat at least four
     /// times as often.
     pub stale_after: Duration,
     /// Sockets at a time: one for each (device, queue).
@@ -86,6 +87,42 @@ pub struct Redirect {
     slots: Slots,
     pinhole: Entries,
     sizes: Sizes,
+}
+
+/// Says to the programs that the daemon lives; without it they do what [`OnFailure`] says.
+pub struct Heartbeat(Array<MapData, u64>);
+
+impl std::fmt::Debug for Heartbeat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Heartbeat")
+    }
+}
+
+impl Heartbeat {
+    /// Says that the daemon lives. The programs compare with `CLOCK_MONOTONIC`; before the first beat
+    /// they treat the daemon as gone.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn beat(&mut self) -> Result<(), XdpError> {
+        let now = clock_gettime(ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+        self.write(seconds.saturating_mul(1_000_000_000).saturating_add(nanos).max(1))
+    }
+
+    /// Withdraws the last beat: from now on the daemon counts as gone, as before the first one. For a
+    /// daemon that knows it no longer serves (a worker has died).
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn stop(&mut self) -> Result<(), XdpError> {
+        self.write(0)
+    }
+
+    fn write(&mut self, value: u64) -> Result<(), XdpError> {
+        self.0.set(0, value, 0).map_err(XdpError::map("write the heartbeat"))
+    }
 }
 
 /// SNAT addresses: node addresses, of which no node has many.
@@ -226,29 +263,9 @@ impl Redirect {
         Ok(())
     }
 
-    /// Says that the daemon lives. The programs compare with `CLOCK_MONOTONIC`; before the first beat
-    /// they treat the daemon as gone.
-    ///
-    /// # Errors
-    /// When the map cannot be written.
-    pub fn beat(&mut self) -> Result<(), XdpError> {
-        let now = clock_gettime(ClockId::Monotonic);
-        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-        let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-        self.write_beat(seconds.saturating_mul(1_000_000_000).saturating_add(nanos).max(1))
-    }
-
-    /// Withdraws the last beat: from now on the daemon counts as gone, as before the first one. For a
-    /// daemon that knows it no longer serves (a worker has died).
-    ///
-    /// # Errors
-    /// When the map cannot be written.
-    pub fn stop_beating(&mut self) -> Result<(), XdpError> {
-        self.write_beat(0)
-    }
-
-    fn write_beat(&mut self, value: u64) -> Result<(), XdpError> {
-        self.object.heartbeat.set(0, value, 0).map_err(XdpError::map("write the heartbeat"))
+    /// Hands out the heartbeat, once: to beat from a thread that nothing holds up.
+    pub fn take_heartbeat(&mut self) -> Option<Heartbeat> {
+        self.object.heartbeat.take().map(Heartbeat)
     }
 
     /// Makes the uplink's pinhole what `pinhole` says. Entries that stay are not touched, and new ones

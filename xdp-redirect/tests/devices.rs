@@ -369,12 +369,13 @@ fn child_process() {
     let socket = lab::xsk();
     let index = lab::ifindex(name);
     redirect.register_socket(index, 0, socket.as_fd()).unwrap();
-    redirect.beat().unwrap();
+    let mut heart = redirect.take_heartbeat().unwrap();
+    heart.beat().unwrap();
     redirect.attach(index, name, role, ModeRequest::Auto).unwrap();
     println!("\nready");
     std::io::stdout().flush().unwrap();
     loop {
-        redirect.beat().unwrap();
+        heart.beat().unwrap();
         std::thread::sleep(Duration::from_millis(50));
     }
 }

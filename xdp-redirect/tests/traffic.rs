@@ -174,7 +174,8 @@ fn live_frames_go_by_device_and_queue() {
         let mut redirect =
             fastpath_xdp::Redirect::load(&lab::config(lab::pin_dir(), OnFailure::Drop)).unwrap();
         redirect.attach(b, "vb", Role::Endpoint, request).unwrap();
-        redirect.beat().unwrap();
+        let mut heart = redirect.take_heartbeat().unwrap();
+        heart.beat().unwrap();
         let mut generator = Generator::new("va").unwrap();
         let frame = frames::ethernet(0x0800, &[0; 46]);
         let mut total = 0;
@@ -201,7 +202,7 @@ fn live_frames_go_by_device_and_queue() {
         check(&redirect, "no_socket_dropped");
         redirect.register_socket(b, 0, socket.as_fd()).unwrap();
         check(&redirect, "redirected");
-        redirect.stop_beating().unwrap();
+        heart.stop().unwrap();
         check(&redirect, "stale_dropped");
         redirect.shutdown().unwrap();
     }

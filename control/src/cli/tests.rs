@@ -149,11 +149,10 @@ demo        a1    10.77.1.11,fd00:77:1::11   -              3   -          0   a
         idle_ms: 1234,
         generation: 9,
         egress: "fp-a1".into(),
-        worker: 1,
     };
     let want = "\
-PROTO   ORIGINAL                          REPLY                          STATE         IDLE   GEN   WORKER   EGRESS
-tcp     [fd00::1]:1000 -> [fd00::2]:80   10.0.0.1:1000 -> 10.0.0.2:80   established   1.2s     9        1   fp-a1
+PROTO   ORIGINAL                          REPLY                          STATE         IDLE   GEN   EGRESS
+tcp     [fd00::1]:1000 -> [fd00::2]:80   10.0.0.1:1000 -> 10.0.0.2:80   established   1.2s     9   fp-a1
 (1 of 5 flows; more with --limit)
 ";
     let got = show::flows(&Flows { flows: vec![flow], total: 5 });

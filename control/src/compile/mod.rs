@@ -59,6 +59,8 @@ pub struct Inputs<'a> {
     pub net: &'a NetView,
     /// Attached ports by id.
     pub ports: &'a BTreeMap<PortId, Port>,
+    /// Ethernet addresses of neighbours whose entry the kernel dropped, by device index and address.
+    pub remembered: &'a BTreeMap<(u32, IpAddr), Mac>,
     /// Overlay settings.
     pub overlay: &'a Overlay,
     /// Generation to give the snapshot.

@@ -82,7 +82,7 @@ impl Hops<'_> {
             addr: addr.map(Ip::from),
             port: port.id,
             src_mac: port.mac,
-            dst_mac: addr.and_then(|a| self.inputs.net.mac_of(oif, a)),
+            dst_mac: addr.and_then(|a| self.mac(oif, a)),
         });
         Some(index)
     }
@@ -93,6 +93,12 @@ impl Hops<'_> {
         let (link, addr) = route.neighbor(dst);
         let index = self.get(link, Some(addr))?;
         Some((index, route.gateway.is_none()))
+    }
+
+    /// Where the neighbour is, as the kernel says, or said until its entry was dropped.
+    fn mac(&self, oif: u32, addr: IpAddr) -> Option<Mac> {
+        let remembered = || self.inputs.remembered.get(&(oif, addr)).copied();
+        self.inputs.net.mac_of(oif, addr).or_else(remembered)
     }
 
     fn port(&self, hop: u16) -> Option<&Port> {

@@ -256,7 +256,7 @@ section! {
         /// Size of a buffer in bytes; 4096 for an MTU above 1500.
         "frame_size" frame_size: u32 = 2048, power_of_two(2048, 4096);
         /// Descriptors of a socket's rx ring and of its fill ring.
-        "rx_ring" rx_ring: u32 = 512, power_of_two(64, 32768);
+        "rx_ring" rx_ring: u32 = 1024, power_of_two(64, 32768);
         /// Descriptors of a socket's tx ring and of its completion ring.
         "tx_ring" tx_ring: u32 = 512, power_of_two(64, 32768);
         /// Whether buffers lie in 2 MB pages; reported and done without when the machine has none free.

@@ -10,6 +10,7 @@ use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use super::heartbeat::Heartbeat;
 use super::view::Asker;
 use super::*;
 use crate::api::Instance;
@@ -42,10 +43,12 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let listener = tokio::net::UnixListener::from_std(instance.listen()?)?;
     let api = tokio::spawn(crate::api::serve(listener, Arc::new(asker)));
     daemon.sync();
+    let heart = daemon.attacher.redirect.take_heartbeat().context("the heartbeat is taken")?;
+    let heartbeat = Heartbeat::start(heart, daemon.attacher.engine.pulse()).context("heartbeat thread")?;
     tracing::info!(node = %daemon.node, generation = daemon.snapshot.generation, "running");
 
-    let mut beat = interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = interval(BEAT);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut due: Option<tokio::time::Instant> = None;
@@ -54,7 +57,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = beat.tick() => dirty = daemon.beat(),
+            _ = tick.tick() => dirty = daemon.tick(),
             _ = retry.tick() => dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty(),
             Ok(()) = updates.changed() => {
                 daemon.update = updates.borrow_and_update().clone();
@@ -78,6 +81,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     tracing::info!("stopping");
     api.abort();
     daemon.stop();
+    drop(heartbeat);
     Ok(())
 }
 
@@ -132,6 +136,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         net,
         snapshot: Arc::new(Snapshot::default()),
         synced: None,
+        remembered: BTreeMap::new(),
         asked: VecDeque::new(),
         reaped: false,
         attach_problems: Vec::new(),

@@ -293,6 +293,9 @@ impl Daemon {
             let stats = QueueStats::of(u32::from(r.queue), u32::from(r.worker), &r.stats);
             by_port.entry(r.id).or_default().push(stats);
         }
+        for queues in by_port.values_mut() {
+            queues.sort_by_key(|q| q.queue);
+        }
         let counters = self.attacher.redirect.counters().map_err(|e| internal(e.to_string()))?;
         let rows = self.attacher.attached().map(|a| {
             let program = if a.port.role == PortRole::Uplink { "uplink" } else { "endpoint" };

@@ -19,6 +19,8 @@ pub const PROTOCOL: u8 = 0xfa;
 
 /// The same neighbour is asked for again no sooner than this.
 const RETRY: Duration = Duration::from_secs(2);
+/// The same for one the kernel has no entry of, or has dropped: the view may be a moment behind.
+const RETRY_ABSENT: Duration = Duration::from_millis(100);
 
 /// Keeps a set of neighbours resolved.
 #[derive(Debug)]
@@ -93,7 +95,10 @@ impl Resolver {
             .filter(|(key, last)| {
                 view.links.get(&key.0).is_some_and(|l| l.up)
                     && view.neighbors.get(key).is_none_or(|n| needs_asking(n, managed))
-                    && last.is_none_or(|last| now.duration_since(last) >= RETRY)
+                    && last.is_none_or(|last| {
+                        let rest = if view.neighbors.contains_key(key) { RETRY } else { RETRY_ABSENT };
+                        now.duration_since(last) >= rest
+                    })
             })
             .map(|(key, _)| *key)
             .collect();

@@ -1,5 +1,5 @@
 //! Tables the nodes look things up in.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod flow;
 pub mod lpm;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aya::programs::{TestRun, TestRunOptions};
-use fastpath_xdp::{LoadConfig, OnFailure, Redirect, Role};
+use fastpath_xdp::{Heartbeat, LoadConfig, OnFailure, Redirect, Role};
 use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -104,6 +104,7 @@ pub(crate) fn shown(ifindex: u32) -> Option<(u32, fastpath_xdp::Mode)> {
 /// A loaded `Redirect` whose programs are run on single frames, as if received from `lo`.
 pub(crate) struct Bench {
     pub(crate) redirect: Redirect,
+    pub(crate) heart: Heartbeat,
     socket: OwnedFd,
 }
 
@@ -120,8 +121,9 @@ impl Bench {
         let mut redirect = Redirect::load(&config(pin_dir(), on_failure)).unwrap();
         let socket = xsk();
         redirect.register_socket(1, 0, socket.as_fd()).unwrap();
-        redirect.beat().unwrap();
-        Self { redirect, socket }
+        let mut heart = redirect.take_heartbeat().unwrap();
+        heart.beat().unwrap();
+        Self { redirect, heart, socket }
     }
 
     pub(crate) fn register(&mut self) {

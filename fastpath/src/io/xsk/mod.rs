@@ -88,10 +88,9 @@ pub struct OpenConfig {
     pub tx_ring: u32,
     /// Most frames the kernel gets for receiving, read or not; 0 for the default.
     ///
-    /// Default in copy mode: 320. A veth queues 256 packets and its NAPI delivers 64 more in one go, so that is
-    /// what can arrive while the worker is busy with others. Where frames are scarce (320 are more than 1/16 of
-    /// those left) a port starts with less, down to 64, and gets more as bursts demand it: hundreds of pods would
-    /// otherwise lock up all frames. In zero copy: the whole fill ring, which drivers stock their own ring from.
+    /// Default: the whole fill ring, so that a burst is kept while the worker is with others or its core is taken.
+    /// In copy mode a quiet port gets 64 only (one NAPI budget), and more as bursts demand it: hundreds of pods would
+    /// otherwise lock up all frames.
     pub fill_target: u32,
     /// Busy polling; `None` leaves reception to the kernel's own scheduling.
     pub busy_poll: Option<BusyPoll>,

@@ -24,8 +24,6 @@ use crate::io::{Frame, Pool, Port, PortStats};
 const BATCH: usize = 256;
 /// Frames lent for receiving to a quiet copy-mode port: one NAPI budget.
 const FILL_FLOOR: usize = 64;
-/// And to a busy one: what a veth's queue (256) and one NAPI budget (64) can deliver between two refills.
-const FILL_CEILING: usize = 320;
 /// A new port gets at most this part of the frames that are left, or the floor.
 const FILL_PART: usize = 16;
 /// Frames that a port on shared memory keeps to copy packets of private memory into, as it meets them: from
@@ -112,9 +110,9 @@ impl XskPort {
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(fd, sndbuf);
         }
         let fill_ring = umem.fill_ring as usize;
-        let (floor, ceiling) = if zero_copy { (fill_ring, fill_ring) } else { (FILL_FLOOR, FILL_CEILING) };
+        let floor = if zero_copy { fill_ring } else { FILL_FLOOR };
         let fill_max =
-            if config.fill_target == 0 { ceiling } else { config.fill_target as usize }.min(fill_ring);
+            if config.fill_target == 0 { fill_ring } else { config.fill_target as usize }.min(fill_ring);
         let spare = match &mut source {
             Source::Shared(_) => Vec::with_capacity(SPARE_CEILING),
             Source::Private(private) => core::mem::take(&mut private.free),

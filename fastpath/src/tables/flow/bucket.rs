@@ -11,6 +11,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::memory::Array;
 use super::state::Mark;
 
 /// Entries in a bucket.
@@ -111,19 +112,31 @@ impl Marks {
 /// All buckets of a table.
 #[derive(Debug)]
 pub(super) struct Buckets {
-    tags: Box<[AtomicU64]>,
-    marks: Box<[AtomicU64]>,
+    tags: Array<AtomicU64>,
+    marks: Array<AtomicU64>,
 }
 
 impl Buckets {
     pub(super) fn new(count: u32) -> Self {
-        let words = || (0..count).map(|_| AtomicU64::default()).collect();
-        Self { tags: words(), marks: words() }
+        Self { tags: Array::new(index(count)), marks: Array::new(index(count)) }
     }
 
     #[inline]
     pub(super) fn len(&self) -> usize {
         self.tags.len()
+    }
+
+    /// Starts to bring the tags of a bucket into the cache.
+    #[inline]
+    pub(super) fn prefetch(&self, bucket: u32) {
+        self.tags.prefetch(index(bucket));
+    }
+
+    /// The same for all that a change of the bucket needs.
+    #[inline]
+    pub(super) fn prefetch_to_change(&self, bucket: u32) {
+        self.tags.prefetch(index(bucket));
+        self.marks.prefetch(index(bucket));
     }
 
     /// A bucket that is not there is empty.

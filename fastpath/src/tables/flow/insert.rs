@@ -54,9 +54,12 @@ impl<F: Family> Table<F> {
         let time = Time { now, limits };
         let [original, reply] = hashes.map(|h| self.place(h));
         let to_itself = new.original == new.reply;
+        let buckets = [original.first, original.second, reply.first, reply.second];
+        // Their misses overlap; the claims below would wait for one after the other.
+        buckets.into_iter().for_each(|b| self.buckets.prefetch_to_change(b));
         let mut claims = Claims::new(&self.buckets);
         // Whoever installs a key holds both of its buckets: no key is ever there twice.
-        if !claims.take_all([original.first, original.second, reply.first, reply.second]) {
+        if !claims.take_all(buckets) {
             return Inserted::Busy;
         }
         match self.way(&mut claims, &Packed::new(&new.original), original, time) {
@@ -148,7 +151,10 @@ impl<F: Family> Table<F> {
             (_, None) => None,
         };
         match choice {
-            Some(slot) => Some(Spot { slot, victim: None }),
+            Some(slot) => {
+                self.prefetch(slot);
+                Some(Spot { slot, victim: None })
+            }
             None => self.victim(claims, place, taken.map_or(NOWHERE, |t| t.slot), time),
         }
     }

@@ -9,8 +9,8 @@
 //!                      mark word: class and age of each entry, for sweep and eviction
 //! ```
 //!
-//! - **Lookup** takes no lock and writes nothing. A batch goes through in stages (tags, entries, compare), so
-//!   that the cache misses of its packets overlap. Sequence numbers make sure that no torn entry is seen.
+//! - **Lookup** takes no lock and writes nothing. A batch goes through in stages (tags, entries, compare), each
+//!   fetching what the next one needs, so that the cache misses of its packets overlap. Sequence numbers make sure that no torn entry is seen.
 //! - **Insert and remove** claim the buckets concerned, by one compare-and-swap each, in ascending order and
 //!   with a bounded number of attempts: nobody ever waits for a preempted thread. Who installs a key holds both
 //!   of its buckets, so that a key is never there twice.
@@ -23,10 +23,11 @@
 //!   one longest idle. An established TCP flow that had a packet in the last 33 s, or another established
 //!   flow in the last 8 s, is never evicted; a flood of new flows displaces its own kind.
 //! - **Generations** are stored and handed out; comparing them is the caller's.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod bucket;
 mod insert;
+mod memory;
 mod slot;
 mod state;
 mod sweep;
@@ -44,9 +45,9 @@ pub use types::{
 };
 
 use crate::packet::FlowKey;
-use slot::{Head, V4, V6};
+use slot::{V4, V6};
 use state::Limits;
-use table::{NOWHERE, Table};
+use table::{Ask, NOWHERE, Place, Table};
 
 /// Last-seen times are written when they are older than this, in milliseconds, so that a busy flow does not
 /// dirty its line with every packet. A flow may time out earlier by as much.
@@ -102,21 +103,25 @@ impl FlowTable {
         debug_assert_eq!(keys.len(), hashes.len());
         out.clear();
         out.resize(keys.len(), None);
+        let mut ahead = keys.chunks(STAGE).zip(hashes.chunks(STAGE));
+        let mut places = [Place::default(); STAGE];
+        let mut fetch_tags = |places: &mut [Place; STAGE]| {
+            let (keys, hashes) = ahead.next().unwrap_or_default();
+            for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
+                let v4 = key.src.is_v4();
+                *place = if v4 { self.v4.fetch_tags(*hash) } else { self.v6.fetch_tags(*hash) };
+            }
+        };
+        fetch_tags(&mut places);
         for ((keys, hashes), out) in keys.chunks(STAGE).zip(hashes.chunks(STAGE)).zip(out.chunks_mut(STAGE)) {
-            let (mut at, mut heads) = ([NOWHERE; STAGE], [Head::DEAD; STAGE]);
-            for ((key, hash), at) in keys.iter().zip(hashes).zip(&mut at) {
-                *at = if key.src.is_v4() { self.v4.probe(*hash) } else { self.v6.probe(*hash) };
+            let mut at = [NOWHERE; STAGE];
+            for ((key, place), at) in keys.iter().zip(&places).zip(&mut at) {
+                *at = if key.src.is_v4() { self.v4.fetch_entry(*place) } else { self.v6.fetch_entry(*place) };
             }
-            for ((key, at), head) in keys.iter().zip(&at).zip(&mut heads) {
-                *head = if key.src.is_v4() { self.v4.touch(*at) } else { self.v6.touch(*at) };
-            }
-            let found = at.iter().zip(&heads).zip(out);
-            for ((key, hash), ((at, head), out)) in keys.iter().zip(hashes).zip(found) {
-                *out = if key.src.is_v4() {
-                    self.v4.finish(key, *hash, (*at, *head), now, &self.limits)
-                } else {
-                    self.v6.finish(key, *hash, (*at, *head), now, &self.limits)
-                };
+            fetch_tags(&mut places);
+            for ((key, hash), (at, out)) in keys.iter().zip(hashes).zip(at.iter().zip(out)) {
+                let ask = Ask { key, hash: *hash, now, limits: &self.limits };
+                if key.src.is_v4() { self.v4.finish(&ask, *at, out) } else { self.v6.finish(&ask, *at, out) }
             }
         }
     }
@@ -126,13 +131,14 @@ impl FlowTable {
     /// Changes nothing but that a flow past its timeout is removed: also for the packet an ICMP error quotes.
     #[must_use]
     pub fn lookup(&self, key: &FlowKey, hash: u64, now: Millis) -> Option<Hit> {
+        let ask = Ask { key, hash, now, limits: &self.limits };
+        let mut out = None;
         if key.src.is_v4() {
-            let at = self.v4.probe(hash);
-            self.v4.finish(key, hash, (at, self.v4.touch(at)), now, &self.limits)
+            self.v4.finish(&ask, self.v4.fetch_entry(self.v4.place(hash)), &mut out);
         } else {
-            let at = self.v6.probe(hash);
-            self.v6.finish(key, hash, (at, self.v6.touch(at)), now, &self.limits)
+            self.v6.finish(&ask, self.v6.fetch_entry(self.v6.place(hash)), &mut out);
         }
+        out
     }
 
     /// Records a packet of a flow that was hit, with its TCP flags byte (0 for other protocols): last seen, state.

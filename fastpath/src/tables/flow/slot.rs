@@ -5,11 +5,13 @@
 //!  head      flow id                  sequence          bits       LIVE, REPLY
 //!  hot       last seen (ms)           id, low half      protocol   state
 //!  link      sport, dport             index of the other direction's entry
-//!  rewrite   sport, dport             l3_delta          l4_delta
-//!  out       egress, tunnel           next_hop          mtu
+//!  rewrite   l4_delta, l3_delta       dport             sport
+//!  out       mtu, next_hop            tunnel            egress
 //!  verdict   rule                     generation
 //!  key, to   both addresses of the key, both addresses written: one word each (IPv4) or four (IPv6)
 //! ```
+//!
+//! `rewrite` and `out` are as [`Transform`] has them in memory of a little-endian machine: one store each.
 //!
 //! A sequence lock out of atomics (Boehm, "Can seqlocks get along with programming language memory
 //! models?", MSPC 2012): whoever writes all but `hot` holds the claim of the bucket, makes the sequence
@@ -32,7 +34,7 @@ const READ_TRIES: usize = 64;
 pub(super) trait Family: fmt::Debug + 'static {
     const V6: bool;
     /// A pair of addresses.
-    type Addrs: Copy + PartialEq + fmt::Debug;
+    type Addrs: Copy + fmt::Debug;
     /// Where a pair is stored.
     type Cells: Default + fmt::Debug + Send + Sync;
 
@@ -40,6 +42,7 @@ pub(super) trait Family: fmt::Debug + 'static {
     fn unpack(addrs: Self::Addrs) -> (Ip, Ip);
     fn load(cells: &Self::Cells) -> Self::Addrs;
     fn store(cells: &Self::Cells, addrs: Self::Addrs);
+    fn same(a: Self::Addrs, b: Self::Addrs) -> bool;
 }
 
 /// IPv4: two addresses in a word.
@@ -79,6 +82,11 @@ impl Family for V4 {
     fn store(cells: &AtomicU64, addrs: u64) {
         cells.store(addrs, Ordering::Relaxed);
     }
+
+    #[inline]
+    fn same(a: u64, b: u64) -> bool {
+        a == b
+    }
 }
 
 impl Family for V6 {
@@ -108,10 +116,16 @@ impl Family for V6 {
             cell.store(word, Ordering::Relaxed);
         }
     }
+
+    #[inline]
+    fn same(a: [u64; 4], b: [u64; 4]) -> bool {
+        // Word by word: `==` on the arrays goes through memory.
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+    }
 }
 
 /// A key as it is stored, to compare without unpacking.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Packed<F: Family> {
     addrs: F::Addrs,
     ports: u32,
@@ -139,9 +153,6 @@ impl Head {
     const BITS_SHIFT: u32 = 8;
     const SEQ: u64 = 1 << 16;
     const SEQ_MASK: u64 = 0xffff << 16;
-
-    /// No entry: what a reader of nothing gets.
-    pub(super) const DEAD: Head = Head(0);
 
     #[inline]
     pub(super) fn id(self) -> u32 {
@@ -301,13 +312,12 @@ impl<F: Family> Slot<F> {
         let link = self.link.load(Ordering::Relaxed);
         let same = (high32(link) == key.ports)
             & (hot.protocol() == key.protocol)
-            & (F::load(&self.key) == key.addrs)
+            & F::same(F::load(&self.key), key.addrs)
             & head.is_steady();
         if !same {
             return None;
         }
-        let transform = self.load_transform(head);
-        let generation = low32(self.verdict.load(Ordering::Relaxed));
+        let (transform, generation) = self.load_transform(head);
         fence(Ordering::Acquire);
         if self.head.load(Ordering::Relaxed) != head.0 {
             return None;
@@ -342,11 +352,10 @@ impl<F: Family> Slot<F> {
                 let hot = Hot(self.hot.load(Ordering::Relaxed));
                 let link = self.link.load(Ordering::Relaxed);
                 let (src, dst) = F::unpack(F::load(&self.key));
-                let transform = self.load_transform(head);
-                let generation = low32(self.verdict.load(Ordering::Relaxed));
+                let (transform, generation) = self.load_transform(head);
                 fence(Ordering::Acquire);
                 if self.head.load(Ordering::Relaxed) == head.0 {
-                    let (sport, dport) = halves(high32(link));
+                    let [.., dport, sport] = quarters(link);
                     let key = FlowKey { src, dst, sport, dport, proto: hot.protocol() };
                     return Some(Entry { head, hot, partner: low32(link), key, transform, generation });
                 }
@@ -356,37 +365,36 @@ impl<F: Family> Slot<F> {
         None
     }
 
+    /// Transform and generation.
     #[inline]
-    fn load_transform(&self, head: Head) -> Transform {
+    fn load_transform(&self, head: Head) -> (Transform, u32) {
         let (src, dst) = F::unpack(F::load(&self.to));
-        let rewrite = self.rewrite.load(Ordering::Relaxed);
-        let out = self.out.load(Ordering::Relaxed);
-        let (sport, dport) = halves(high32(rewrite));
-        let (l3_delta, l4_delta) = halves(low32(rewrite));
-        let (egress, tunnel) = halves(high32(out));
-        let (next_hop, mtu) = halves(low32(out));
-        Transform {
+        let [sport, dport, l3_delta, l4_delta] = quarters(self.rewrite.load(Ordering::Relaxed));
+        let [egress, tunnel, next_hop, mtu] = quarters(self.out.load(Ordering::Relaxed));
+        let verdict = self.verdict.load(Ordering::Relaxed);
+        let (rule, bits) = (high32(verdict), head.transform_bits());
+        let egress = PortId(egress);
+        let transform = Transform {
             src,
             dst,
             sport,
             dport,
             l3_delta,
             l4_delta,
-            egress: PortId(egress),
+            egress,
             tunnel,
             next_hop,
             mtu,
-            rule: high32(self.verdict.load(Ordering::Relaxed)),
-            bits: head.transform_bits(),
-        }
+            rule,
+            bits,
+        };
+        (transform, low32(verdict))
     }
 
     fn store_transform(&self, t: &Transform, generation: u32) {
         F::store(&self.to, F::pack(t.src, t.dst));
-        let rewrite = join(join16(t.sport, t.dport), join16(t.l3_delta, t.l4_delta));
-        self.rewrite.store(rewrite, Ordering::Relaxed);
-        let out = join(join16(t.egress.0, t.tunnel), join16(t.next_hop, t.mtu));
-        self.out.store(out, Ordering::Relaxed);
+        self.rewrite.store(join16([t.sport, t.dport, t.l3_delta, t.l4_delta]), Ordering::Relaxed);
+        self.out.store(join16([t.egress.0, t.tunnel, t.next_hop, t.mtu]), Ordering::Relaxed);
         self.verdict.store(join(t.rule, generation), Ordering::Relaxed);
     }
 
@@ -434,15 +442,16 @@ fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Four halfwords in a word, the first one lowest.
 #[inline]
-fn join16(high: u16, low: u16) -> u32 {
-    u32::from(high) << 16 | u32::from(low)
+fn join16([a, b, c, d]: [u16; 4]) -> u64 {
+    u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48
 }
 
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the parts of the word are what is wanted")]
-fn halves(word: u32) -> (u16, u16) {
-    ((word >> 16) as u16, word as u16)
+fn quarters(word: u64) -> [u16; 4] {
+    [word as u16, (word >> 16) as u16, (word >> 32) as u16, (word >> 48) as u16]
 }
 
 #[inline]

@@ -15,7 +15,7 @@
 //! the answers has a copy.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use super::types::{EvictClass, FlowState, Millis, Timeouts};
@@ -280,6 +280,7 @@ pub(super) fn ticks(ms: u32) -> u8 {
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     by_state: [AtomicU32; 32],
+    due: AtomicU64,
 }
 
 impl Limits {
@@ -303,6 +304,20 @@ impl Limits {
             };
             limit.store(millis(timeout), Ordering::Relaxed);
         }
+        self.due.store(u64::from_le_bytes(self.ages()), Ordering::Relaxed);
+    }
+
+    /// By class: the age in ticks from which an entry may have timed out.
+    fn ages(&self) -> [u8; 8] {
+        let mut ages = [u8::MAX; 8];
+        for (bits, limit) in (0u8..).zip(&self.by_state) {
+            let class = State(bits).class();
+            if let Some(age) = ages.get_mut(usize::from(class as u8)) {
+                // Both ends of an age in ticks are rounded down: one tick more makes sure.
+                *age = (*age).min(ticks(limit.load(Ordering::Relaxed)).saturating_add(1));
+            }
+        }
+        ages
     }
 
     #[inline]
@@ -311,16 +326,9 @@ impl Limits {
     }
 
     /// From which age on entries may have timed out.
+    #[inline]
     pub(super) fn due(&self) -> Due {
-        let mut due = [u8::MAX; 8];
-        for (bits, limit) in (0u8..).zip(&self.by_state) {
-            let class = State(bits).class();
-            if let Some(at) = due.get_mut(usize::from(class as u8)) {
-                // Both ends of an age in ticks are rounded down: one tick more makes sure.
-                *at = (*at).min(ticks(limit.load(Ordering::Relaxed)).saturating_add(1));
-            }
-        }
-        Due(due)
+        Due(self.due.load(Ordering::Relaxed).to_le_bytes())
     }
 }
 

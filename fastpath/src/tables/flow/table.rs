@@ -3,7 +3,8 @@
 
 use super::LAST_SEEN_GRAIN;
 use super::bucket::{Buckets, Claims, LANES, index};
-use super::slot::{Entry, Family, Head, Packed, Slot};
+use super::memory::Array;
+use super::slot::{Entry, Family, Packed, Slot};
 use super::state::{Limits, Mark, State, Tick};
 use super::types::{FlowRef, FlowState, Hit, Millis, Pair, Transform};
 use crate::packet::FlowKey;
@@ -17,16 +18,25 @@ const TRIES: usize = 64;
 #[derive(Debug)]
 pub(super) struct Table<F: Family> {
     pub(super) buckets: Buckets,
-    pub(super) slots: Box<[Slot<F>]>,
+    slots: Array<Slot<F>>,
     entries: usize,
 }
 
 /// Where entries of a key may be: its two buckets and its tag.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
     pub(super) first: u32,
     pub(super) second: u32,
     pub(super) tag: u8,
+}
+
+/// What is looked for, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) key: &'a FlowKey,
+    pub(super) hash: u64,
+    pub(super) now: Millis,
+    pub(super) limits: &'a Limits,
 }
 
 /// A flow as both of its entries tell it.
@@ -62,8 +72,7 @@ impl<F: Family> Table<F> {
         let entries = entries.min(1 << 31);
         let slots = entries.saturating_add(entries / 2);
         let count = u32::try_from(slots.div_ceil(index(LANES))).unwrap_or(u32::MAX).max(2);
-        let slots = (0..count * LANES).map(|_| Slot::default()).collect();
-        Self { buckets: Buckets::new(count), slots, entries }
+        Self { buckets: Buckets::new(count), slots: Array::new(index(count * LANES)), entries }
     }
 
     pub(super) fn entries(&self) -> usize {
@@ -87,45 +96,57 @@ impl<F: Family> Table<F> {
         self.slots.get(index(at))
     }
 
-    /// The first slot whose tag is that of the key, [`NOWHERE`] if none is. Reads tags only.
     #[inline]
-    pub(super) fn probe(&self, hash: u64) -> u32 {
+    pub(super) fn prefetch(&self, at: u32) {
+        self.slots.prefetch(index(at));
+    }
+
+    /// First stage of a lookup: fetches the tags of both buckets.
+    #[inline]
+    pub(super) fn fetch_tags(&self, hash: u64) -> Place {
         let place = self.place(hash);
+        self.buckets.prefetch(place.first);
+        self.buckets.prefetch(place.second);
+        place
+    }
+
+    /// Second stage: the first slot whose tag is that of the key, [`NOWHERE`] if none is. Fetches its entry.
+    #[inline]
+    pub(super) fn fetch_entry(&self, place: Place) -> u32 {
         let first = self.buckets.tags(place.first).with(place.tag);
         let second = self.buckets.tags(place.second).with(place.tag);
         let (bucket, lanes) = if first.is_empty() { (place.second, second) } else { (place.first, first) };
-        if lanes.is_empty() { NOWHERE } else { slot_of(bucket, lanes.first_or_more()) }
+        let at = if lanes.is_empty() { NOWHERE } else { slot_of(bucket, lanes.first_or_more()) };
+        self.prefetch(at);
+        at
     }
 
-    /// The head of a slot; the read brings the entry's line into the cache.
+    /// Third stage: compares the entry, and writes the result in place.
     #[inline]
-    pub(super) fn touch(&self, at: u32) -> Head {
-        self.slot(at).map_or(Head::DEAD, Slot::head)
-    }
-
-    /// Completes a lookup after [`Table::probe`] and [`Table::touch`].
-    #[inline]
-    pub(super) fn finish(
-        &self,
-        key: &FlowKey,
-        hash: u64,
-        (at, head): (u32, Head),
-        now: Millis,
-        limits: &Limits,
-    ) -> Option<Hit> {
-        let slot = self.slot(at)?;
-        match slot.read_hit(head, &Packed::new(key), at) {
-            Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => Some(hit),
-            _ => self.lookup(key, hash, now, limits),
+    pub(super) fn finish(&self, ask: &Ask<'_>, at: u32, out: &mut Option<Hit>) {
+        let Some(slot) = self.slot(at) else {
+            *out = None;
+            return;
+        };
+        match slot.read_hit(slot.head(), &Packed::new(ask.key), at) {
+            Some((hit, hot)) if ask.now.since(hot.last_seen()) < ask.limits.of(hot.state()) => {
+                *out = Some(hit)
+            }
+            _ => self.lookup(ask, out),
         }
     }
 
     /// The live entry of a key. An entry past its timeout is removed.
     #[cold]
-    pub(super) fn lookup(&self, key: &FlowKey, hash: u64, now: Millis, limits: &Limits) -> Option<Hit> {
-        let place = self.place(hash);
-        let at = self.find(&Packed::new(key), place)?;
-        let (hit, hot) = self.slot(at.slot)?.find(&Packed::new(key), at.slot)?;
+    pub(super) fn lookup(&self, ask: &Ask<'_>, out: &mut Option<Hit>) {
+        *out = self.find_live(ask);
+    }
+
+    fn find_live(&self, ask: &Ask<'_>) -> Option<Hit> {
+        let Ask { now, limits, .. } = *ask;
+        let key = Packed::new(ask.key);
+        let at = self.find(&key, self.place(ask.hash))?;
+        let (hit, hot) = self.slot(at.slot)?.find(&key, at.slot)?;
         if now.since(hot.last_seen()) < limits.of(hot.state()) {
             return Some(hit);
         }
@@ -176,8 +197,11 @@ impl<F: Family> Table<F> {
     fn claim(&self, at: FlowRef) -> Option<(u32, Claims<'_>)> {
         let slot = self.slot(at.slot).filter(|s| s.is(at.id))?;
         let partner = slot.partner();
+        self.prefetch(partner);
+        let buckets = [lane_of(at.slot).0, lane_of(partner).0];
+        buckets.into_iter().for_each(|b| self.buckets.prefetch(b));
         let mut claims = Claims::new(&self.buckets);
-        let taken = claims.take_all([lane_of(at.slot).0, lane_of(partner).0]);
+        let taken = claims.take_all(buckets);
         (taken && slot.is(at.id) && slot.partner() == partner).then_some((partner, claims))
     }
 
@@ -207,13 +231,22 @@ impl<F: Family> Table<F> {
             return hit.state;
         }
         let next = hot.state().step(hit.reply, tcp_flags);
-        if next == hot.state() && now.since(hot.last_seen()) < LAST_SEEN_GRAIN {
-            return next.public();
+        let stale = now.since(hot.last_seen()) >= LAST_SEEN_GRAIN;
+        if next != hot.state() {
+            return self.advance(slot, hit, tcp_flags, now);
         }
-        self.advance(slot, hit, tcp_flags, now)
+        // A failed swap means that another worker has just seen the flow, or that it is gone.
+        if stale && slot.swap_hot(hot, hot.with_last_seen(now)) {
+            let tick = Tick::of(now);
+            if tick != Tick::of(hot.last_seen()) {
+                self.mark(hit.at.slot, next, tick);
+            }
+        }
+        next.public()
     }
 
-    /// Writes what [`Table::observe`] found changed.
+    /// Moves a flow to its next state, in both entries.
+    #[cold]
     fn advance(&self, slot: &Slot<F>, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
         let id = hit.at.id;
         let partner = slot.partner();
@@ -225,29 +258,22 @@ impl<F: Family> Table<F> {
         for _ in 0..TRIES {
             let hot = copy.hot();
             let current = original.hot().state();
-            if !copy.is(id) || !original.is(id) || hot.state() == current {
-                break;
-            }
-            if copy.swap_hot(hot, hot.with_state(current)) {
+            let same = hot.state() == current;
+            if same || !copy.is(id) || !original.is(id) || copy.swap_hot(hot, hot.with_state(current)) {
                 break;
             }
         }
-        let mut seen = Tick::of(now);
         for _ in 0..TRIES {
             let hot = slot.hot();
-            if !slot.is(id) || now.since(hot.last_seen()) < LAST_SEEN_GRAIN {
-                break;
-            }
-            if slot.swap_hot(hot, hot.with_last_seen(now)) {
-                seen = Tick::of(hot.last_seen());
+            let fresh = now.since(hot.last_seen()) < LAST_SEEN_GRAIN;
+            if fresh || !slot.is(id) || slot.swap_hot(hot, hot.with_last_seen(now)) {
                 break;
             }
         }
-        if before.class() != state.class() {
-            self.mark(partner, state, Tick::of(now));
-            self.mark(hit.at.slot, state, Tick::of(now));
-        } else if seen != Tick::of(now) {
-            self.mark(hit.at.slot, state, Tick::of(now));
+        for at in [partner, hit.at.slot] {
+            if before.class() != state.class() || at == hit.at.slot {
+                self.mark(at, state, Tick::of(now));
+            }
         }
         state.public()
     }
