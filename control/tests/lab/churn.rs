@@ -164,15 +164,17 @@ fn a_next_hop_changes_its_mac() {
             let (a, _, ip) = lab.between("a1", "b1", Family::V4);
             icmp::reachable(a, ip).then_some(())
         });
-        let capture = Capture::start(&lab.fabric, "to-b").unwrap();
         everything_crosses(&lab, "a1", "b1");
         everything_crosses(&lab, "b2", "a2");
-        let seen = capture.stop();
-        let tunnelled: Vec<_> = views(&seen).filter(|(_, v)| v.vxlan().is_some()).collect();
-        assert!(!tunnelled.is_empty());
-        for (outgoing, v) in tunnelled {
-            assert_eq!(if outgoing { v.macs.0 } else { v.macs.1 }, new);
-        }
+        // It may take a moment until both sides use it, and from then on they use nothing else.
+        eventually("every packet is addressed to and from the new MAC", PATIENCE * 2, || {
+            let capture = Capture::start(&lab.fabric, "to-b").unwrap();
+            lightly_crosses(&lab, "a1", "b1");
+            let seen = capture.stop();
+            let mut tunnelled = views(&seen).filter(|(_, v)| v.vxlan().is_some()).peekable();
+            assert!(tunnelled.peek().is_some());
+            tunnelled.all(|(outgoing, v)| new == if outgoing { v.macs.0 } else { v.macs.1 }).then_some(())
+        });
     }
 }
 
