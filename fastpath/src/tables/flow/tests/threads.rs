@@ -19,7 +19,7 @@ impl Random {
 }
 
 fn rounds(many: u32) -> u32 {
-    if cfg!(miri) { 40 } else { many }
+    if cfg!(miri) { 30 } else { many }
 }
 
 /// A hit's values must be those of one generation of its key.
@@ -31,7 +31,7 @@ fn assert_whole(key: &FlowKey, hit: &Hit) {
 fn the_same_flows_inserted_at_once_are_there_once() {
     let flows = rounds(2_000);
     for v6 in [false, true] {
-        let table = if cfg!(miri) { table(200, 200) } else { table(1 << 13, 1 << 13) };
+        let table = if cfg!(miri) { table(80, 80) } else { table(1 << 13, 1 << 13) };
         let (start, installed) = (Barrier::new(3), AtomicUsize::new(0));
         std::thread::scope(|s| {
             for thread in 0..3u32 {
@@ -172,7 +172,7 @@ fn no_reader_sees_a_torn_entry() {
 #[test]
 fn both_directions_move_one_state() {
     // Two workers close each direction; whatever the interleaving, both entries end with the same state.
-    let table = table(256, 0);
+    let table = table(64, 0);
     for n in 0..rounds(3_000) {
         let new = plain(tcp(n % 100), n, SYN);
         let at = put(&table, &new, T);
