@@ -50,6 +50,7 @@ fn keys_that_differ_in_one_field_are_different() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn batch_is_one_by_one() {
     let table = table(1 << 10, 1 << 10);
     let mut keys = Vec::new();
@@ -145,6 +146,7 @@ fn tcp_walk() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn timeouts_are_exact() {
     let t = |n, proto, flags: &[(bool, u8)], ms| (n, proto, flags.to_vec(), ms);
     let established = [(false, SYN), (true, SYN | ACK), (false, ACK)];
@@ -347,6 +349,7 @@ fn families_do_not_mix() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn sweep_frees_what_nobody_asks_for() {
     let table = table(512, 512);
     type Life = (u8, &'static [(bool, u8)], u32, EvictClass);
@@ -395,6 +398,7 @@ fn sweep_frees_what_nobody_asks_for() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn sweep_shares_cover_the_table() {
     let table = table(1000, 300);
     for shares in [1, 2, 3, 7, 64] {
@@ -406,6 +410,7 @@ fn sweep_shares_cover_the_table() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn walks_over_every_live_flow_once() {
     let table = table(512, 512);
     for n in 0..150 {
@@ -420,6 +425,7 @@ fn walks_over_every_live_flow_once() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn holds_what_it_was_made_for() {
     for entries in [1 << 10, 1 << 15] {
         let table = table(entries, entries / 8);
