@@ -1,0 +1,95 @@
+//! The daemon of the node: started for its turn, ended after it.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::topology::Topology;
+
+/// Longest start, and longest end before it is killed.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A running daemon.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+    pins: String,
+}
+
+impl Daemon {
+    /// Starts it and waits until both pods are attached.
+    pub(crate) fn start(topology: &Topology, binary: &Path) -> Result<Self> {
+        let dir = topology.dir.display();
+        let (config, state) = (topology.dir.join("fastpath.toml"), topology.dir.join("state"));
+        let pins = format!("/sys/fs/bpf/{}{}", super::netns::PREFIX, std::process::id());
+        let text = format!(
+            "[node]\nname = \"node-1\"\n[daemon]\nstate_dir = \"{dir}/state\"\n[source]\nkind = \"directory\"\n\
+             path = \"{dir}/manifests\"\n[xdp]\nmode = \"native\"\npin_dir = \"{pins}\"\n[uplink]\n\
+             interfaces = [\"up0\"]\n[overlay]\nencap = \"vxlan\"\nfamily = \"ipv4\"\nvni = 4096\n[workers]\n\
+             cores = [1]\n"
+        );
+        std::fs::write(&config, text)?;
+        let log = topology.dir.join("daemon.log");
+        let out = File::create(&log)?;
+        // When this process is killed, the daemon goes with it.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "nsenter", &format!("--net={}", topology.node.path()), "--"])
+            .arg(binary)
+            .args(["run", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .context("setpriv and nsenter of util-linux")?;
+        let mut daemon = Self { child, pins };
+        let end = Instant::now() + LIMIT;
+        loop {
+            let shown = Command::new(binary)
+                .arg("--state-dir")
+                .arg(&state)
+                .args(["show", "endpoints", "-o", "json"])
+                .stdin(Stdio::null())
+                .output()?;
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            if shown.matches("\"attached\"").count() == 2 {
+                return Ok(daemon);
+            }
+            if daemon.child.try_wait()?.is_some() || Instant::now() > end {
+                bail!("the daemon is not ready: {shown}\n{}", std::fs::read_to_string(&log)?);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
+        let end = Instant::now() + LIMIT;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > end {
+                bail!("the daemon does not end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("{error:#}");
+            // Both fail only when it is gone already.
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+        // Not there after a graceful end.
+        drop(std::fs::remove_dir_all(&self.pins));
+    }
+}
