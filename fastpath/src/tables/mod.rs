@@ -3,5 +3,6 @@
 
 pub mod flow;
 pub mod lpm;
+pub mod policy;
 
 pub use lpm::{Lpm, Prefix};
