@@ -18,7 +18,9 @@ pub mod service;
 
 pub use policy::{IpBlock, NamespaceScope, NetworkPolicy, Peer, PortMatch, PortSpec, Protocol, Rule};
 pub use selector::{Operator, Requirement, Selector};
-pub use service::{Endpoint, EndpointPort, EndpointSlice, Service, ServiceKind, ServicePort, TrafficDistribution};
+pub use service::{
+    Endpoint, EndpointPort, EndpointSlice, Service, ServiceKind, ServicePort, TrafficDistribution,
+};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
