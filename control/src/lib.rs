@@ -6,6 +6,7 @@
 //! | [`source`] | where the model comes from: a folder of manifests |
 //! | [`model`] | the world as the dataplane sees it |
 //! | [`lines`] | the line each part of a manifest stands on |
+//! | [`compile`] | the model to tables of the packet path |
 //! | [`netdev`] | the kernel's links, routes and neighbours; preparing devices |
 //! | [`compile`] | model and kernel view in, snapshot out: pure |
 //! | [`attach`] | devices become ports |

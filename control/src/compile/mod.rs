@@ -1,6 +1,7 @@
 //! `compile`: model, kernel network state and ports in, one immutable [`Snapshot`] out. Pure and deterministic.
 #![forbid(unsafe_code)]
 
+pub mod policy;
 mod routes;
 
 use std::collections::BTreeMap;

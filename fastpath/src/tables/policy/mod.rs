@@ -132,11 +132,14 @@ impl core::fmt::Debug for Cell {
     }
 }
 
+/// Row of each peer class that has one of its own, an index into the matrix's functions.
+pub type Rows = HashMap<ClassId, u32>;
+
 /// All rules of one group and direction, by peer class.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     default: u32,
-    rows: HashMap<ClassId, u32>,
+    rows: Rows,
     functions: Vec<PortFn>,
 }
 
@@ -144,7 +147,7 @@ impl Matrix {
     /// `functions[default]` for every class that `rows` does not name. An index beyond `functions` denies
     /// with [`RuleId::UNKNOWN_GROUP`].
     #[must_use]
-    pub fn new(default: u32, rows: HashMap<ClassId, u32>, functions: Vec<PortFn>) -> Self {
+    pub fn new(default: u32, rows: Rows, functions: Vec<PortFn>) -> Self {
         Self { default, rows, functions }
     }
 
