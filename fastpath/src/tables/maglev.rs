@@ -196,6 +196,9 @@ mod tests {
         let table = Maglev::new(&[b"10.0.0.1:80", b"10.0.0.2:80", b"10.0.0.3:80"]).unwrap();
         let sum =
             table.slots().iter().fold(0u64, |h, s| (h ^ u64::from(*s)).wrapping_mul(0x0000_0100_0000_01b3));
-        assert_eq!((table.slots()[..12].to_vec(), sum), (vec![2, 0, 1, 1, 0, 2, 0, 0, 1, 2, 1, 1], 4_667_153_967_548_353_636));
+        assert_eq!(
+            (table.slots()[..12].to_vec(), sum),
+            (vec![2, 0, 1, 1, 0, 2, 0, 0, 1, 2, 1, 1], 4_667_153_967_548_353_636)
+        );
     }
 }

@@ -25,7 +25,7 @@ fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], node: &str, addre
 fn policy(model: &mut Model, name: &str, line: u32, spec: Value) {
     let (namespace, short) = name.split_once('/').unwrap();
     let object = json!({"metadata": {"namespace": namespace, "name": short}, "spec": spec});
-    let origin = |_: &str| Origin::File { path: "p.yaml".into(), line };
+    let origin = |_: &str| Origin::File { path: "p.yaml".into(), line, parts: None };
     let policy = network_policy(&serde_json::from_value(object).unwrap(), origin).unwrap();
     model.policies.insert(policy.name.clone(), Arc::new(policy));
 }

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
+use super::names;
 use crate::model::{ObjectName, Operator, Protocol, Requirement, Selector};
 
 pub mod policy;
@@ -43,12 +44,8 @@ pub(super) fn object_name(meta: &ObjectMeta) -> Result<ObjectName, FieldError> {
     let text = |v: &Option<String>| v.clone().filter(|s| !s.is_empty());
     let name = text(&meta.name).ok_or_else(|| FieldError::new("metadata.name", "is missing"))?;
     let namespace = text(&meta.namespace).unwrap_or_else(|| "default".into());
-    for (path, value) in [("metadata.name", &name), ("metadata.namespace", &namespace)] {
-        if !is_dns_subdomain(value) {
-            let reason = format!("{value:?} is not a DNS name: lower case letters, digits, '-' and '.'");
-            return Err(FieldError::new(path, reason));
-        }
-    }
+    names::subdomain(&name).map_err(|reason| FieldError::new("metadata.name", reason))?;
+    names::label(&namespace).map_err(|reason| FieldError::new("metadata.namespace", reason))?;
     Ok(ObjectName { namespace, name })
 }
 
@@ -153,7 +150,7 @@ fn sloppy_v4(text: &str) -> Option<Ipv4Addr> {
 
 fn label_key(key: &str, path: &str) -> Result<(), FieldError> {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(p, n)| (Some(p), n));
-    if prefix.is_none_or(is_dns_subdomain) && !name.is_empty() && is_label_text(name) {
+    if prefix.is_none_or(|p| names::subdomain(p).is_ok()) && !name.is_empty() && is_label_text(name) {
         return Ok(());
     }
     let reason =
@@ -175,14 +172,6 @@ fn is_label_text(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let ends = alphanumeric(text.bytes().next()) && alphanumeric(text.bytes().last());
     text.len() <= 63 && ends && text.bytes().all(inner)
-}
-
-fn is_dns_subdomain(text: &str) -> bool {
-    let label = |l: &str| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        !l.is_empty() && !l.starts_with('-') && !l.ends_with('-') && l.bytes().all(inner)
-    };
-    text.len() <= 253 && text.split('.').all(label)
 }
 
 /// A port's name (IANA service name): 1 to 15 lower case letters, digits and single dashes, with a letter.

@@ -7,7 +7,7 @@ use super::*;
 use crate::model::*;
 
 fn origin(path: &str) -> Origin {
-    Origin::File { path: path.into(), line: 1 }
+    Origin::File { path: path.into(), line: 1, parts: None }
 }
 
 fn policy(spec: Value) -> Result<NetworkPolicy, FieldError> {
