@@ -3,6 +3,7 @@
 
 pub mod policy;
 mod routes;
+pub mod service;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
