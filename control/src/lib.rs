@@ -7,6 +7,7 @@
 //! | [`model`] | the world as the dataplane sees it |
 //! | [`lines`] | the line each part of a manifest stands on |
 //! | [`compile`] | the model to tables of the packet path |
+//! | [`explain`] | what becomes of a connection, and why |
 //! | [`netdev`] | the kernel's links, routes and neighbours; preparing devices |
 //! | [`compile`] | model and kernel view in, snapshot out: pure |
 //! | [`attach`] | devices become ports |
@@ -21,6 +22,7 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod daemon;
+pub mod explain;
 pub mod lines;
 pub mod logging;
 pub mod model;

@@ -1,11 +1,13 @@
 //! Why a connection is allowed or not, rule by rule, out of what was compiled.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use fastpath::packet::Ip;
 use fastpath::tables::policy::Direction;
 
 use super::Compiler;
-use crate::model::{ObjectName, Origin};
+use crate::model::{ObjectName, Origin, Pod};
 
 /// One policy that isolates the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,13 @@ pub struct RuleReason {
 }
 
 impl Compiler {
+    /// The pod that owns an address, as of the last [`Compiler::update`]: not one on the host network, not one
+    /// that has ended. Of several claimants the first by name.
+    #[must_use]
+    pub fn owner(&self, ip: Ip) -> Option<&Arc<Pod>> {
+        self.pods.owner(ip).and_then(|slot| self.pods.entry(slot)).map(|e| &e.pod)
+    }
+
     /// Every policy that isolates `endpoint` in this direction, as of the last [`Compiler::update`]; none for an
     /// endpoint out of scope.
     #[must_use]
