@@ -1,12 +1,12 @@
 //! The answer to a query, as JSON shows it.
 #![forbid(unsafe_code)]
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{ObjectName, Origin};
 
 /// What becomes of a connection, or of it at one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// It is opened.
@@ -30,7 +30,7 @@ impl Outcome {
 }
 
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// What becomes of the connection.
     pub verdict: Outcome,
@@ -45,12 +45,12 @@ pub struct Answer {
 }
 
 /// What the policies of one end say.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Side {
     /// Allow or deny.
     pub verdict: Outcome,
     /// The policy that allows; on deny the first, by name, of those that isolate; none when no policy is in play.
-    #[serde(serialize_with = "name")]
+    #[serde(with = "name")]
     pub policy: Option<ObjectName>,
     /// The rule that allows: its index in the policy's list for this direction, from 0.
     pub rule: Option<usize>,
@@ -70,31 +70,38 @@ impl Side {
 }
 
 /// Translation by a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nat {
     /// `ADDR:PORT` the connection is sent on to (IPv6 in brackets).
     pub backend: String,
     /// `ADDR:PORT` it was for.
     pub frontend: String,
     /// The service.
-    #[serde(serialize_with = "some_name")]
-    pub service: ObjectName,
+    pub service: String,
     /// Kind of the frontend's address.
-    pub kind: &'static str,
+    pub kind: String,
     /// Pod that owns the backend's address.
-    #[serde(serialize_with = "name")]
-    pub pod: Option<ObjectName>,
+    pub pod: Option<String>,
     /// Number of backends the choice was between.
     pub backends: usize,
 }
 
-fn name<S: serde::Serializer>(name: &Option<ObjectName>, s: S) -> Result<S::Ok, S::Error> {
-    match name {
-        Some(name) => s.collect_str(name),
-        None => s.serialize_none(),
-    }
-}
+/// `"ns/name"` or null.
+mod name {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-fn some_name<S: serde::Serializer>(name: &ObjectName, s: S) -> Result<S::Ok, S::Error> {
-    s.collect_str(name)
+    use super::ObjectName;
+
+    pub(super) fn serialize<S: Serializer>(name: &Option<ObjectName>, s: S) -> Result<S::Ok, S::Error> {
+        match name {
+            Some(name) => s.collect_str(name),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ObjectName>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(d)? else { return Ok(None) };
+        let (namespace, name) = text.split_once('/').ok_or_else(|| D::Error::custom("want ns/name"))?;
+        Ok(Some(ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }))
+    }
 }

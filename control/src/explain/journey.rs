@@ -59,7 +59,7 @@ pub(super) enum Service {
     /// It is none of theirs.
     None,
     /// It is sent on.
-    Translated(Nat),
+    Translated { nat: Nat, name: ObjectName },
     /// It ends here.
     Refused { outcome: Outcome, why: String },
 }
@@ -196,7 +196,13 @@ impl Explainer {
         });
         let nat = nat(&frontend, dst, SocketAddr::new(backend.address, backend.port), &behind, backends);
         let dport = backend.port;
-        Journey { from, to: behind, seen: masked.unwrap_or(seen), dport, service: Service::Translated(nat) }
+        Journey {
+            from,
+            to: behind,
+            seen: masked.unwrap_or(seen),
+            dport,
+            service: Service::Translated { nat, name: frontend.service.clone() },
+        }
     }
 
     fn spread(&mut self, backends: &Arc<Backends>, node: Option<&str>) -> Option<Arc<Spread>> {
@@ -210,9 +216,9 @@ fn nat(frontend: &Frontend, dst: SocketAddr, backend: SocketAddr, behind: &End, 
     Nat {
         backend: backend.to_string(),
         frontend: dst.to_string(),
-        service: frontend.service.clone(),
-        kind: frontend.kind.name(),
-        pod: behind.pod.as_ref().map(|p| p.name.clone()),
+        service: frontend.service.to_string(),
+        kind: frontend.kind.name().to_owned(),
+        pod: behind.pod.as_ref().map(|p| p.name.to_string()),
         backends,
     }
 }

@@ -35,6 +35,18 @@ pub use batch::run_batch;
 pub use query::{Proto, Query, QueryError, Target};
 pub use reasons::{Explanation, Lacking, PolicyLacks, RuleLacks, Step};
 
+/// An [`Explainer`] that follows a model that changes: compiled anew only when it is asked after a change.
+#[derive(Debug, Default)]
+pub struct LiveExplainer(Option<Explainer>);
+
+impl LiveExplainer {
+    /// The explainer for the model as it is now.
+    pub fn at(&mut self, model: &Arc<Model>) -> &mut Explainer {
+        let known = self.0.take().filter(|e| Arc::ptr_eq(&e.model, model));
+        self.0.insert(known.unwrap_or_else(|| Explainer::new(Arc::clone(model))))
+    }
+}
+
 /// Answers queries about one state of the cluster.
 #[derive(Debug)]
 pub struct Explainer {
@@ -79,14 +91,14 @@ impl Explainer {
                 path.push(format!("service: {why}"));
                 (Side::free("not asked"), Side::free("not asked"), Some(*outcome))
             }
-            Service::None | Service::Translated(_) => {
+            Service::None | Service::Translated { .. } => {
                 let egress = self.side(from, Direction::Egress, to.address, proto, *dport);
                 let ingress = self.side(to, Direction::Ingress, *seen, proto, *dport);
                 (egress, ingress, None)
             }
         };
         let nat = match service {
-            Service::Translated(nat) => {
+            Service::Translated { nat, .. } => {
                 path.push(format!(
                     "service {} {}: {} -> {}",
                     nat.service, nat.kind, nat.frontend, nat.backend
@@ -100,7 +112,9 @@ impl Explainer {
             let denied = egress.verdict == Outcome::Deny;
             match (&from.node, &to.node) {
                 (Some(a), Some(b)) if a != b && !denied => path.push(format!("node {a} -> node {b}")),
-                (Some(a), None) if !denied => path.push(format!("node {a} -> outside, by source NAT")),
+                (Some(a), None) if !denied && to.pod.is_none() => {
+                    path.push(format!("node {a} -> outside, by source NAT"))
+                }
                 _ => {}
             }
             path.push(format!("ingress: {}", ingress.by));

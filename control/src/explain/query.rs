@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use fastpath::packet::proto;
 use serde_json::Value;
 
+use crate::api::Request;
 use crate::model::ObjectName;
 
 /// One end of a connection.
@@ -156,6 +157,18 @@ pub enum QueryError {
     /// One end has IPv4 only, the other IPv6 only.
     #[error("{0} and {1} have no address of the same family")]
     NoCommonFamily(Target, Target),
+}
+
+impl From<&Query> for Request {
+    fn from(q: &Query) -> Self {
+        let dport = (q.proto != Proto::Icmp).then_some(q.dport);
+        Request::Explain {
+            from: q.from.to_string(),
+            to: q.to.to_string(),
+            proto: q.proto.name().to_owned(),
+            dport,
+        }
+    }
 }
 
 impl Query {

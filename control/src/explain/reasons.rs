@@ -5,13 +5,14 @@ use std::net::IpAddr;
 
 use fastpath::packet::Ip;
 use fastpath::tables::policy::Direction;
+use serde::{Deserialize, Serialize};
 
 use super::journey::{End, Journey, Service};
 use super::{Answer, Explainer, Outcome, Query, QueryError};
-use crate::model::{NetworkPolicy, ObjectName, Origin, Pod, PortSpec, Rule};
+use crate::model::{Pod, PortSpec, Rule};
 
 /// An answer with all that a reader wants to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The answer.
     pub answer: Answer,
@@ -22,25 +23,25 @@ pub struct Explanation {
 }
 
 /// One step of a connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// `service`, `egress` or `ingress`.
-    pub name: &'static str,
+    pub name: String,
     /// What became of it here.
     pub verdict: Outcome,
     /// What decided, in words.
     pub by: String,
-    /// Where that was read.
-    pub origin: Option<Origin>,
+    /// Where that was read: file and line, or `api`.
+    pub at: Option<String>,
 }
 
 /// Why no policy allowed a connection at one end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lacking {
     /// The pod.
-    pub pod: ObjectName,
-    /// The direction as seen from it.
-    pub direction: Direction,
+    pub pod: String,
+    /// `ingress` or `egress`, as seen from it.
+    pub direction: String,
     /// The other end, in words.
     pub peer: String,
     /// Protocol and port, in words.
@@ -50,23 +51,23 @@ pub struct Lacking {
 }
 
 /// One isolating policy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyLacks {
-    /// Its name.
-    pub policy: ObjectName,
+    /// Its namespace and name.
+    pub policy: String,
     /// Where it was read.
-    pub origin: Origin,
+    pub at: String,
     /// What each of its rules lacked.
     pub rules: Vec<RuleLacks>,
 }
 
 /// One rule that did not match.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleLacks {
     /// Which, from 0.
     pub index: usize,
     /// Where it was read.
-    pub origin: Origin,
+    pub at: String,
     /// What the peer would have to be, if it is not.
     pub peer: Option<String>,
     /// What the port would have to be, if it is not.
@@ -84,27 +85,28 @@ impl Explainer {
         let mut steps = Vec::new();
         match &journey.service {
             Service::None => {}
-            Service::Translated(nat) => {
+            Service::Translated { nat, name } => {
                 let by = format!(
                     "{} {}: {} -> {} (one of {})",
                     nat.service, nat.kind, nat.frontend, nat.backend, nat.backends
                 );
-                let origin = self.model.services.get(&nat.service).map(|s| s.origin.clone());
-                steps.push(Step { name: "service", verdict: Outcome::Allow, by, origin });
+                let at = self.model.services.get(name).map(|s| s.origin.to_string());
+                steps.push(Step { name: "service".to_owned(), verdict: Outcome::Allow, by, at });
             }
             Service::Refused { outcome, why } => {
-                steps.push(Step { name: "service", verdict: *outcome, by: why.clone(), origin: None });
+                steps.push(Step { name: "service".to_owned(), verdict: *outcome, by: why.clone(), at: None });
                 return Ok(Explanation { answer, steps, lacking: Vec::new() });
             }
         }
         let mut lacking = Vec::new();
         let ends = [
-            ("egress", Direction::Egress, &answer.egress, &journey.from, &journey.to, journey.to.address),
-            ("ingress", Direction::Ingress, &answer.ingress, &journey.to, &journey.from, journey.seen),
+            (Direction::Egress, &answer.egress, &journey.from, &journey.to, journey.to.address),
+            (Direction::Ingress, &answer.ingress, &journey.to, &journey.from, journey.seen),
         ];
-        for (name, direction, side, end, other, peer) in ends {
-            let (by, origin) = (side.by.clone(), side.origin.clone());
-            steps.push(Step { name, verdict: side.verdict, by, origin });
+        for (direction, side, end, other, peer) in ends {
+            let at = side.origin.as_ref().map(ToString::to_string);
+            let name = direction.name().to_owned();
+            steps.push(Step { name, verdict: side.verdict, by: side.by.clone(), at });
             if side.verdict == Outcome::Deny
                 && let Some(pod) = end.policed()
             {
@@ -136,22 +138,28 @@ impl Explainer {
         let reasons = self.compiler.reasons(&pod.name, direction, Ip::from(peer), proto, journey.dport);
         let policies = reasons.into_iter().map(|reason| {
             let rules =
-                self.model.policies.get(&reason.policy).and_then(|p| rules(p, direction)).unwrap_or_default();
+                self.model.policies.get(&reason.policy).and_then(|p| p.rules(direction)).unwrap_or_default();
             let lacks = reason.rules.into_iter().zip(rules).map(|(r, rule)| RuleLacks {
                 index: r.index,
-                origin: r.origin,
+                at: r.origin.to_string(),
                 peer: (!r.peer).then(|| list(rule.peers.iter().map(ToString::to_string))),
                 port: (!r.port).then(|| wanted_ports(rule, destination)),
             });
-            PolicyLacks { rules: lacks.collect(), policy: reason.policy, origin: reason.origin }
+            PolicyLacks {
+                rules: lacks.collect(),
+                policy: reason.policy.to_string(),
+                at: reason.origin.to_string(),
+            }
         });
         let peer = if other.address == peer { other.to_string() } else { format!("{peer} (by source NAT)") };
-        Lacking { pod: pod.name.clone(), direction, peer, port, policies: policies.collect() }
+        Lacking {
+            pod: pod.name.to_string(),
+            direction: direction.name().to_owned(),
+            peer,
+            port,
+            policies: policies.collect(),
+        }
     }
-}
-
-fn rules(policy: &NetworkPolicy, direction: Direction) -> Option<&[Rule]> {
-    policy.rules(direction)
 }
 
 fn list(items: impl Iterator<Item = String>) -> String {

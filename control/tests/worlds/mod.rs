@@ -159,6 +159,7 @@ pub(crate) fn pod(number: usize) -> impl Strategy<Value = Arc<Pod>> {
                 finished,
                 ports: ports.into_iter().map(|(n, p, port)| (n.to_owned(), p, port)).collect(),
                 interface: None,
+                netns: None,
                 mac: None,
                 origin: Origin::Api,
             })

@@ -136,7 +136,7 @@ impl core::fmt::Debug for Cell {
 pub type Rows = HashMap<ClassId, u32>;
 
 /// All rules of one group and direction, by peer class.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matrix {
     default: u32,
     rows: Rows,
@@ -168,7 +168,7 @@ impl Matrix {
 }
 
 /// One group of endpoints.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     /// The node its endpoints are on: its addresses are always let in.
     pub node: NodeIndex,
@@ -181,7 +181,7 @@ pub struct Group {
 const UNKNOWN: Verdict = Verdict { allow: false, rule: RuleId::UNKNOWN_GROUP };
 
 /// The whole classifier. Cloning it copies no table: parts that did not change are shared.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyTable {
     /// Peer classes.
     pub peers: PeerTable,

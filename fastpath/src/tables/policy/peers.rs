@@ -43,7 +43,7 @@ pub struct PeerInfo {
 
 /// Exact addresses (pods, nodes) in shards that are copied one at a time, so that one pod more costs the same
 /// in a large cluster as in a small one; everything else by longest prefix.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerTable {
     shards: Box<[Arc<HashMap<Ip, PeerInfo>>]>,
     blocks: Arc<Lpm<ClassId>>,
