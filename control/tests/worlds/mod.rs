@@ -203,7 +203,7 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
             })
         };
         let mut world = World { nodes: (0..NODES).map(node).collect(), namespaces, ..World::default() };
-        policies.into_iter().for_each(|p| apply(&mut world, Change::Policy(p)));
+        policies.into_iter().for_each(|p| apply(&mut world, Change::Policy(Box::new(p))));
         pods.into_iter().for_each(|p| apply(&mut world, Change::Pod(p)));
         world
     })
@@ -214,7 +214,7 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
 pub(crate) enum Change {
     Pod(Arc<Pod>),
     PodGone(usize),
-    Policy(Policy),
+    Policy(Box<Policy>),
     PolicyGone(usize),
     Namespace(&'static str, Labels),
     NamespaceGone(&'static str),
@@ -225,7 +225,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         4 => (0..PODS).prop_flat_map(pod).prop_map(Change::Pod),
         1 => (0..PODS).prop_map(Change::PodGone),
-        4 => policy().prop_map(Change::Policy),
+        4 => policy().prop_map(|p| Change::Policy(Box::new(p))),
         1 => (0usize..8).prop_map(Change::PolicyGone),
         2 => (select(&NAMESPACES[..]), labels()).prop_map(|(n, l)| Change::Namespace(n, l)),
         1 => select(&NAMESPACES[..]).prop_map(Change::NamespaceGone),
@@ -243,7 +243,7 @@ pub(crate) fn apply(world: &mut World, change: Change) {
         Change::Policy(policy) => {
             let id = |p: &Policy| (p.metadata.namespace.clone(), p.metadata.name.clone());
             world.policies.retain(|p| id(p) != id(&policy));
-            world.policies.push(policy);
+            world.policies.push(*policy);
         }
         Change::PolicyGone(n) => {
             world.policies.retain(|p| p.metadata.name.as_deref() != Some(&format!("policy-{n}")));
