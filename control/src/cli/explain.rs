@@ -1,6 +1,9 @@
 //! `fastpath explain`: asks the daemon, or compiles a folder of manifests itself.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};

@@ -16,7 +16,7 @@ mod journey;
 mod query;
 mod reasons;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::source::load_dir;
 
-const CLUSTER: &str = r#"
+pub(crate) const CLUSTER: &str = r#"
 apiVersion: v1
 kind: Node
 metadata: {name: a}
@@ -113,14 +113,29 @@ metadata: {name: headless, namespace: shop}
 spec: {clusterIP: None, ports: [{port: 80}]}
 "#;
 
+/// A folder of its own with these manifests, gone when dropped.
+pub(crate) struct Folder(pub(crate) std::path::PathBuf);
+
+impl Folder {
+    pub(crate) fn new(manifests: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("fastpath-explain-{}-{number}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("all.yaml"), manifests).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 fn explainer() -> Explainer {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("fastpath-explain-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let folder = std::env::temp_dir().join(name);
-    std::fs::create_dir(&folder).unwrap();
-    std::fs::write(folder.join("all.yaml"), CLUSTER).unwrap();
-    let update = load_dir(&folder).unwrap();
-    std::fs::remove_dir_all(&folder).unwrap();
+    let folder = Folder::new(CLUSTER);
+    let update = load_dir(&folder.0).unwrap();
     assert_eq!(update.problems, []);
     Explainer::new(update.model)
 }
