@@ -4,6 +4,7 @@
 //! pinhole and neighbours in line. Changes that come within [`COALESCE`] are one pass.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 use crate::attach::{Attacher, Wanted, max_mtu};
 use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::Config;
+use crate::explain::LiveExplainer;
 use crate::netdev::{NetView, NudState, Resolver, select_uplinks};
 use crate::source::Update;
 
@@ -62,6 +64,8 @@ struct Daemon {
     attach_problems: Vec<String>,
     compile_problems: Vec<String>,
     kernel_problems: Vec<String>,
+    /// Answers `explain`.
+    explainer: RefCell<LiveExplainer>,
 }
 
 impl Daemon {

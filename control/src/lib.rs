@@ -6,6 +6,8 @@
 //! | [`source`] | where the model comes from: a folder of manifests |
 //! | [`model`] | the world as the dataplane sees it |
 //! | [`lines`] | the line each part of a manifest stands on |
+//! | [`explain`] | what becomes of a connection, and why |
+//! | [`lint`] | what policies say that cannot be meant |
 //! | [`netdev`] | the kernel's links, routes and neighbours; preparing devices |
 //! | [`compile`] | model and kernel view in, snapshot out: pure |
 //! | [`attach`] | devices become ports |
@@ -20,7 +22,9 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod daemon;
+pub mod explain;
 pub mod lines;
+pub mod lint;
 pub mod logging;
 pub mod model;
 pub mod netdev;

@@ -73,6 +73,18 @@ pub enum Request {
     Ports,
     /// Counters of the graph's nodes: [`types::Runtime`].
     Runtime,
+    /// What becomes of a connection: [`crate::explain::Explanation`]. Fields as on the command line.
+    Explain {
+        /// `NS/POD` or an address.
+        from: String,
+        /// `NS/POD`, `NS/svc/NAME` or an address.
+        to: String,
+        /// `tcp`, `udp`, `sctp` or `icmp`.
+        proto: String,
+        /// Destination port; not for ICMP.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dport: Option<u16>,
+    },
 }
 
 /// A request on the wire.

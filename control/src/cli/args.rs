@@ -16,6 +16,8 @@ Examples:
   fastpath show endpoints                      pods on this node, and the port each is behind
   fastpath show drops                          what was dropped, and what that means
   fastpath show flows --limit 20 -o json       for scripts
+  fastpath explain --from shop/web --to shop/db --dport 5432     may it, and which rule says so?
+  fastpath policy lint --manifests ./manifests policies that cannot do what they were written for
   fastpath --state-dir /run/fp-b status        another daemon on the same machine
 
 Exit codes:
@@ -82,6 +84,15 @@ Exit code 1 when the configuration is wrong or the daemon cannot start; the last
         #[command(subcommand)]
         what: Show,
     },
+    /// What becomes of a connection, and which rule decides.
+    #[command(after_help = super::explain::HELP)]
+    Explain(super::explain::ExplainArgs),
+    /// NetworkPolicies.
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Configuration files.
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Config {
@@ -146,4 +157,11 @@ pub(super) enum ConfigCommand {
     },
     /// Print a configuration file with every key, its default and what it means.
     Reference,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Find what policies say that cannot be meant: rules and selectors that match nothing, and the like.
+    #[command(after_help = super::policy::HELP)]
+    Lint(super::policy::LintArgs),
 }

@@ -4,11 +4,15 @@
 //! |---|---|
 //! | `args` | commands and options, and what `--help` teaches |
 //! | `show` | answers of the daemon as tables |
+//! | `explain` | `explain` |
+//! | `policy` | `policy lint` |
 //! | `config` | `config check`, `config reference` |
 #![forbid(unsafe_code)]
 
 mod args;
 mod config;
+mod explain;
+mod policy;
 mod show;
 mod table;
 
@@ -25,7 +29,7 @@ use crate::api::{Client, ClientError, Request};
 use crate::config::Config;
 use crate::logging;
 pub use args::Cli;
-use args::{Command, ConfigCommand, Output, Show};
+use args::{Command, ConfigCommand, Output, PolicyCommand, Show};
 
 /// Asked for, but it failed or is degraded.
 const FAILED: u8 = 1;
@@ -47,6 +51,12 @@ impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
         let code = if matches!(e, ClientError::Unreachable { .. }) { UNREACHABLE } else { FAILED };
         Failure::Message(code, e.to_string())
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(e: serde_json::Error) -> Self {
+        Failure::Message(FAILED, format!("cannot be written as JSON: {e}"))
     }
 }
 
@@ -115,6 +125,8 @@ fn run(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Command::Explain(args) => explain::run(&args, &socket, cli.output, out),
+        Command::Policy { command: PolicyCommand::Lint(args) } => policy::lint(&args, cli.output, out),
         Command::Config { command: ConfigCommand::Check { file } } => config::check(&file, cli.output, out),
         Command::Config { command: ConfigCommand::Reference } => {
             Ok(out.write_all(crate::config::reference().as_bytes())?)

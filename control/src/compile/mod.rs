@@ -1,7 +1,9 @@
 //! `compile`: model, kernel network state and ports in, one immutable [`Snapshot`] out. Pure and deterministic.
 #![forbid(unsafe_code)]
 
+pub mod policy;
 mod routes;
+pub mod service;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -142,6 +142,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         attach_problems: Vec::new(),
         compile_problems: Vec::new(),
         kernel_problems: Vec::new(),
+        explainer: std::cell::RefCell::default(),
     })
 }
 

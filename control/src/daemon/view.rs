@@ -20,6 +20,7 @@ use crate::api::types::{
 };
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
 use crate::config::Polling;
+use crate::explain::Query;
 
 /// A request and where its answer goes.
 pub(super) struct Question {
@@ -62,8 +63,17 @@ impl Daemon {
             Request::Drops => to_value(&self.drops()),
             Request::Ports => self.port_rows().and_then(|rows| to_value(&rows)),
             Request::Runtime => to_value(&self.runtime()),
+            Request::Explain { from, to, proto, dport } => self.explain(&from, &to, &proto, dport),
         };
         let _ = question.reply.send(result);
+    }
+
+    fn explain(&self, from: &str, to: &str, proto: &str, dport: Option<u16>) -> Result<Value, ApiError> {
+        let mut explainer = self.explainer.borrow_mut();
+        let explained = Query::new(from, to, proto, dport)
+            .and_then(|query| explainer.at(&self.update.model).explain(&query))
+            .map_err(|e| ApiError::new(ErrorCode::NotFound, e.to_string()))?;
+        to_value(&explained)
     }
 
     fn status(&self) -> Status {

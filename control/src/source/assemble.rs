@@ -264,4 +264,7 @@ pub(super) fn reuse(old: &Model, new: &mut Model) {
     each(&old.nodes, &mut new.nodes);
     each(&old.namespaces, &mut new.namespaces);
     each(&old.pods, &mut new.pods);
+    each(&old.policies, &mut new.policies);
+    each(&old.services, &mut new.services);
+    each(&old.slices, &mut new.slices);
 }

@@ -103,7 +103,6 @@ impl Document {
     }
 
     /// Where the object and each part of it is, for citing single rules of it.
-    #[expect(dead_code, reason = "for kinds whose rules are cited one by one")]
     pub(super) fn origin_with_parts(&self) -> Origin {
         let parts = Some(Arc::new(self.lines.clone()));
         Origin::File { path: self.path.clone(), line: self.lines.line(), parts }
@@ -200,6 +199,11 @@ impl Faults<'_> {
             self.add("metadata.namespace", reason);
         }
         name
+    }
+
+    /// The mistakes noted.
+    pub(super) fn into_found(self) -> Vec<Fault> {
+        self.found
     }
 
     /// `object`, if there is no mistake in it.

@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 use fastpath::packet::{Mac, proto};
 use k8s_openapi::api::core::v1 as core;
+use serde::de::DeserializeOwned;
 
+use super::convert::{self, FieldError};
 use super::document::{Document, Fault, Faults};
 use super::{Problem, names};
-use crate::model::{Model, Namespace, Node, ObjectName, Origin, Pod};
+use crate::model::{EndpointSlice, Model, Namespace, NetworkPolicy, Node, ObjectName, Origin, Pod, Service};
 
 /// A kind of object.
 #[derive(Debug)]
@@ -35,6 +37,21 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { group: "", version: "v1", kind: "Node", namespaced: false, load: node },
     Kind { group: "", version: "v1", kind: "Namespace", namespaced: false, load: namespace },
     Kind { group: "", version: "v1", kind: "Pod", namespaced: true, load: pod },
+    Kind {
+        group: "networking.k8s.io",
+        version: "v1",
+        kind: "NetworkPolicy",
+        namespaced: true,
+        load: network_policy,
+    },
+    Kind { group: "", version: "v1", kind: "Service", namespaced: true, load: service },
+    Kind {
+        group: "discovery.k8s.io",
+        version: "v1",
+        kind: "EndpointSlice",
+        namespaced: true,
+        load: endpoint_slice,
+    },
 ];
 
 /// What identifies an object: kind, then namespace and name.
@@ -60,6 +77,9 @@ pub(super) enum Object {
     Node(Arc<Node>),
     Namespace(Arc<Namespace>),
     Pod(Arc<Pod>),
+    NetworkPolicy(Arc<NetworkPolicy>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
 }
 
 impl Object {
@@ -69,6 +89,9 @@ impl Object {
             Object::Node(o) => &o.origin,
             Object::Namespace(o) => &o.origin,
             Object::Pod(o) => &o.origin,
+            Object::NetworkPolicy(o) => &o.origin,
+            Object::Service(o) => &o.origin,
+            Object::EndpointSlice(o) => &o.origin,
         }
     }
 
@@ -77,6 +100,9 @@ impl Object {
         match self {
             Object::Node(_) | Object::Namespace(_) => None,
             Object::Pod(o) => Some(&o.name.namespace),
+            Object::NetworkPolicy(o) => Some(&o.name.namespace),
+            Object::Service(o) => Some(&o.name.namespace),
+            Object::EndpointSlice(o) => Some(&o.name.namespace),
         }
     }
 
@@ -86,6 +112,9 @@ impl Object {
             Object::Node(o) => drop(model.nodes.insert(o.name.clone(), o.clone())),
             Object::Namespace(o) => drop(model.namespaces.insert(o.name.clone(), o.clone())),
             Object::Pod(o) => drop(model.pods.insert(o.name.clone(), o.clone())),
+            Object::NetworkPolicy(o) => drop(model.policies.insert(o.name.clone(), o.clone())),
+            Object::Service(o) => drop(model.services.insert(o.name.clone(), o.clone())),
+            Object::EndpointSlice(o) => drop(model.slices.insert(o.name.clone(), o.clone())),
         }
     }
 }
@@ -214,6 +243,40 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
         origin: doc.origin(),
     };
     faults.finish(Object::Pod(Arc::new(pod)))
+}
+
+fn network_policy(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
+    let lines = doc.origin_with_parts();
+    // The policy keeps the lines of its parts; a rule keeps its own.
+    let line_of = |part: &str| if part.is_empty() { lines.clone() } else { lines.part(part) };
+    converted(doc, notes, |o| convert::network_policy(o, line_of)).map(|o| Object::NetworkPolicy(Arc::new(o)))
+}
+
+fn service(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
+    converted(doc, notes, |o| convert::service(o, |_| doc.origin())).map(|o| Object::Service(Arc::new(o)))
+}
+
+fn endpoint_slice(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
+    let convert = |o: &_| convert::endpoint_slice(o, |_| doc.origin());
+    converted(doc, notes, convert).map(|o| Object::EndpointSlice(Arc::new(o)))
+}
+
+/// Decodes an object and converts it by the functions of [`convert`].
+fn converted<K: DeserializeOwned, T>(
+    doc: &Document,
+    notes: &mut Vec<Problem>,
+    convert: impl FnOnce(&K) -> Result<T, FieldError>,
+) -> Result<T, Vec<Fault>> {
+    let object: K = doc.decode(notes).map_err(|f| vec![f])?;
+    let mut faults = doc.faults();
+    faults.name(true);
+    // `convert` looks at the name too: what is wrong with it is said once.
+    faults.finish(())?;
+    convert(&object).map_err(|e| {
+        let mut faults = doc.faults();
+        faults.add(&e.path, &e.reason);
+        faults.into_found()
+    })
 }
 
 fn annotation(key: &str) -> String {

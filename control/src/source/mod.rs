@@ -5,12 +5,14 @@
 //! | [`directory`] | a folder of manifests: read once ([`load_dir`]) or followed ([`DirectorySource`]) |
 //! | `yaml`, `json`, `scalar` | text to values, with the line of every part |
 //! | `document` | values to objects, with lines in every error |
+//! | [`convert`] | Kubernetes objects to model, validated as the API server does |
 //! | `kinds` | the kinds we know, and each one's way into the model |
 //! | `assemble` | objects of all files to one model: duplicates, conflicts, what stays in force |
 //! | `watch` | inotify: when to read again |
 #![forbid(unsafe_code)]
 
 mod assemble;
+pub mod convert;
 pub mod directory;
 mod document;
 mod json;

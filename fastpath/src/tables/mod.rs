@@ -3,5 +3,7 @@
 
 pub mod flow;
 pub mod lpm;
+pub mod maglev;
+pub mod policy;
 
 pub use lpm::{Lpm, Prefix};

@@ -12,6 +12,15 @@ use fastpath::packet::Mac;
 use ipnet::IpNet;
 
 use crate::lines::Lines;
+pub mod policy;
+pub mod selector;
+pub mod service;
+
+pub use policy::{IpBlock, NamespaceScope, NetworkPolicy, Peer, PortMatch, PortSpec, Protocol, Rule};
+pub use selector::{Operator, Requirement, Selector};
+pub use service::{
+    Endpoint, EndpointPort, EndpointSlice, Service, ServiceKind, ServicePort, TrafficDistribution,
+};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -83,6 +92,12 @@ pub struct Model {
     pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// Pods.
     pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    /// NetworkPolicies.
+    pub policies: BTreeMap<ObjectName, Arc<NetworkPolicy>>,
+    /// Services.
+    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    /// EndpointSlices.
+    pub slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
 }
 
 /// A Node.

@@ -1,0 +1,274 @@
+//! Services and EndpointSlices → frontends and the backends behind each.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fastpath::packet::Ip;
+use fastpath::tables::maglev::Maglev;
+use ipnet::IpNet;
+
+use crate::model::{EndpointSlice, Model, ObjectName, Protocol, Service, ServicePort};
+
+#[cfg(test)]
+mod tests;
+
+/// One endpoint of a service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Still serves.
+    pub serving: bool,
+    /// Is about to go.
+    pub terminating: bool,
+    /// The node it is on, if known.
+    pub node: Option<String>,
+}
+
+impl Backend {
+    /// The identity of the backend for [`Maglev`], the same on every node.
+    #[must_use]
+    pub fn key(&self) -> [u8; 18] {
+        let mut key = [0; 18];
+        let (address, port) = key.split_at_mut(16);
+        address.copy_from_slice(&Ip::from(self.address).bytes());
+        port.copy_from_slice(&self.port.to_be_bytes());
+        key
+    }
+}
+
+/// All endpoints of one service port in one family, by address and port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backends {
+    all: Vec<Backend>,
+}
+
+impl Backends {
+    /// Every endpoint, usable or not.
+    #[must_use]
+    pub fn all(&self) -> &[Backend] {
+        &self.all
+    }
+
+    /// The endpoints for new connections, of all nodes or of one: those that are ready, and when there are
+    /// none those that still serve while they terminate.
+    #[must_use]
+    pub fn usable(&self, node: Option<&str>) -> Vec<&Backend> {
+        let here = |b: &&Backend| node.is_none_or(|n| b.node.as_deref() == Some(n));
+        let ready: Vec<_> = self.all.iter().filter(here).filter(|b| b.ready).collect();
+        if !ready.is_empty() {
+            return ready;
+        }
+        self.all.iter().filter(here).filter(|b| b.serving && b.terminating).collect()
+    }
+
+    /// [`Backends::usable`] with the table that spreads connections over them; `None` when there are none.
+    #[must_use]
+    pub fn spread(&self, node: Option<&str>) -> Option<Spread> {
+        let backends: Vec<Backend> = self.usable(node).into_iter().cloned().collect();
+        let keys: Vec<_> = backends.iter().map(Backend::key).collect();
+        Some(Spread { maglev: Maglev::new(&keys)?, backends })
+    }
+}
+
+/// Usable backends and the choice between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// The choice: an index into `backends`.
+    pub maglev: Maglev,
+    /// The backends.
+    pub backends: Vec<Backend>,
+}
+
+impl Spread {
+    /// The backend for a flow hash.
+    #[must_use]
+    pub fn choose(&self, hash: u64) -> Option<&Backend> {
+        self.backends.get(usize::from(self.maglev.lookup(hash)))
+    }
+}
+
+/// What kind of address a frontend has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrontendKind {
+    /// A cluster IP.
+    ClusterIp,
+    /// An external IP.
+    ExternalIp,
+    /// A load balancer's address.
+    LoadBalancer,
+    /// A node port on a node's address.
+    NodePort,
+}
+
+impl FrontendKind {
+    /// As the API calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            FrontendKind::ClusterIp => "ClusterIP",
+            FrontendKind::ExternalIp => "externalIP",
+            FrontendKind::LoadBalancer => "LoadBalancer",
+            FrontendKind::NodePort => "NodePort",
+        }
+    }
+}
+
+/// One port of one service, seen by one kind of address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// The service.
+    pub service: ObjectName,
+    /// Name of its port.
+    pub port_name: String,
+    /// Kind of address.
+    pub kind: FrontendKind,
+    /// Its backends, of the address's family.
+    pub backends: Arc<Backends>,
+    /// `internalTrafficPolicy: Local` for a cluster IP, `externalTrafficPolicy: Local` for the others.
+    pub local: bool,
+    /// Clients that may use it; empty means all (load balancer addresses only).
+    pub source_ranges: Vec<IpNet>,
+    /// `sessionAffinity: ClientIP`: its timeout in seconds.
+    pub affinity_seconds: Option<u32>,
+}
+
+/// (address, protocol number, port).
+pub type FrontendKey = (IpAddr, u8, u16);
+
+/// Every frontend of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Services {
+    /// Frontends with an address of their own.
+    pub frontends: HashMap<FrontendKey, Arc<Frontend>>,
+    /// Frontends on every address of every node: (IPv4, protocol number, port).
+    pub node_ports: HashMap<(bool, u8, u16), Arc<Frontend>>,
+    /// The service that each address with frontends belongs to, whatever the port.
+    pub addresses: HashMap<IpAddr, ObjectName>,
+    /// Frontends that another service, which comes first by name, had already: (service, what, that service).
+    pub conflicts: Vec<(ObjectName, String, ObjectName)>,
+}
+
+/// Frontends of all services. Of two services that claim one frontend the first by name has it.
+#[must_use]
+pub fn compile(model: &Model) -> Services {
+    let mut slices = BTreeMap::<&ObjectName, Vec<&EndpointSlice>>::new();
+    for slice in model.slices.values() {
+        if let Some(service) = &slice.service {
+            slices.entry(service).or_default().push(slice);
+        }
+    }
+    let mut services = Services::default();
+    for (name, service) in &model.services {
+        let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
+        for port in &service.ports {
+            for ipv4 in [true, false] {
+                services.add(service, port, ipv4, slices);
+            }
+        }
+    }
+    services
+}
+
+impl Services {
+    fn add(&mut self, service: &Service, port: &ServicePort, ipv4: bool, slices: &[&EndpointSlice]) {
+        let addresses = [
+            (FrontendKind::ClusterIp, &service.cluster_ips),
+            (FrontendKind::ExternalIp, &service.external_ips),
+            (FrontendKind::LoadBalancer, &service.load_balancer_ips),
+        ];
+        // Node ports are open in the families the service has.
+        let family =
+            service.cluster_ips.is_empty() || service.cluster_ips.iter().any(|a| a.is_ipv4() == ipv4);
+        let mut backends = None;
+        let mut frontend = |kind: FrontendKind| {
+            let backends = backends.get_or_insert_with(|| Arc::new(backends_of(port, ipv4, slices)));
+            Arc::new(Frontend {
+                service: service.name.clone(),
+                port_name: port.name.clone(),
+                kind,
+                backends: backends.clone(),
+                local: match kind {
+                    FrontendKind::ClusterIp => service.internal_local,
+                    _ => service.external_local,
+                },
+                source_ranges: match kind {
+                    FrontendKind::LoadBalancer => service.load_balancer_source_ranges.clone(),
+                    _ => Vec::new(),
+                },
+                affinity_seconds: service.affinity_seconds,
+            })
+        };
+        let protocol = port.protocol;
+        for (kind, list) in addresses {
+            for address in list.iter().filter(|a| a.is_ipv4() == ipv4) {
+                self.addresses.entry(*address).or_insert_with(|| service.name.clone());
+                let key = (*address, protocol.number(), port.port);
+                match self.frontends.get(&key) {
+                    None => drop(self.frontends.insert(key, frontend(kind))),
+                    Some(other) if other.service == service.name => {}
+                    Some(other) => {
+                        let what = format!("{address} {protocol} {}", port.port);
+                        self.conflicts.push((service.name.clone(), what, other.service.clone()));
+                    }
+                }
+            }
+        }
+        if let Some(number) = port.node_port.filter(|_| family) {
+            let key = (ipv4, protocol.number(), number);
+            match self.node_ports.get(&key) {
+                None => drop(self.node_ports.insert(key, frontend(FrontendKind::NodePort))),
+                Some(other) if other.service == service.name => {}
+                Some(other) => {
+                    let what = format!("node port {protocol} {number}");
+                    self.conflicts.push((service.name.clone(), what, other.service.clone()));
+                }
+            }
+        }
+    }
+
+    /// The frontend at an address that is not a node's.
+    #[must_use]
+    pub fn frontend(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<&Arc<Frontend>> {
+        self.frontends.get(&(address, protocol.number(), port))
+    }
+
+    /// The frontend on a node's address.
+    #[must_use]
+    pub fn node_port(&self, ipv4: bool, protocol: Protocol, port: u16) -> Option<&Arc<Frontend>> {
+        self.node_ports.get(&(ipv4, protocol.number(), port))
+    }
+}
+
+/// Endpoints of the slices of one family that have this port, by its name. An endpoint may be in two slices for
+/// a moment: then it is what the better of the two says.
+fn backends_of(port: &ServicePort, ipv4: bool, slices: &[&EndpointSlice]) -> Backends {
+    let mut all = BTreeMap::<(IpAddr, u16), Backend>::new();
+    for slice in slices.iter().filter(|s| s.ipv4 == Some(ipv4)) {
+        let ports = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+        for number in ports.map(|p| p.port) {
+            for e in &slice.endpoints {
+                let backend = Backend {
+                    address: e.address,
+                    port: number,
+                    ready: e.ready,
+                    serving: e.serving,
+                    terminating: e.terminating,
+                    node: e.node.clone(),
+                };
+                let rank = |b: &Backend| (b.ready, b.serving && b.terminating);
+                match all.get(&(e.address, number)) {
+                    Some(known) if rank(known) >= rank(&backend) => {}
+                    _ => drop(all.insert((e.address, number), backend)),
+                }
+            }
+        }
+    }
+    Backends { all: all.into_values().collect() }
+}
