@@ -524,7 +524,8 @@ fn fill_level_follows_the_load_and_spares_a_scarce_pool() {
         veth("p0", "h0", 1);
         let (umem, mut pool) = umem();
         let r0 = Redirect::attach("h0");
-        let mut h0 = open(&umem, &OpenConfig::new("h0", 0), &r0, &mut pool);
+        let limited = OpenConfig { fill_target: 320, ..OpenConfig::new("h0", 0) };
+        let mut h0 = open(&umem, &limited, &r0, &mut pool);
         let sender = Raw::open("p0");
         assert_eq!(h0.stats().rx_held, (2048 - 256) / 16, "a part of what is left");
         let mut batch = Vec::new();
