@@ -1,7 +1,7 @@
 //! The daemon: ties source, kernel view, attachment, compilation and publication together, on one thread.
 //!
-//! Everything that changes marks the state dirty; a pass of [`Daemon::sync`] then brings attachment, snapshot,
-//! pinhole and neighbours in line. Changes that come within [`COALESCE`] are one pass.
+//! Everything that changes marks the state dirty; a pass of `Daemon::sync` then brings attachment, snapshot,
+//! pinhole and neighbours in line. Changes that come within `COALESCE` are one pass.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
