@@ -21,8 +21,10 @@ use crate::tables::flow::{FlowConfig, FlowTable, Millis};
 
 /// Most frames taken from one port before the next has its turn.
 const RX_BURST: usize = 64;
-/// Most flow-table buckets swept in one pass of the loop.
+/// Fewest flow-table buckets swept in one pass of the loop.
 const SWEEP_BUCKETS: usize = 64;
+/// A worker sees all buckets of its share in this time, well before a coarse deadline could wrap (128 s).
+const SWEEP_ROUND_MS: u32 = 20_000;
 /// Passes of the sweep each second at most; keeps an idle worker from sweeping without end.
 const SWEEP_EVERY_MS: u32 = 20;
 /// Packets that may wait in the queue to one worker.
@@ -455,8 +457,12 @@ impl Worker {
         if now.0.wrapping_sub(self.swept.0) < SWEEP_EVERY_MS {
             return;
         }
+        let elapsed = usize::try_from(now.0.wrapping_sub(self.swept.0).min(SWEEP_ROUND_MS)).unwrap_or(0);
         self.swept = now;
-        let swept = self.flows.sweep(usize::from(self.number), self.peers.len(), now, SWEEP_BUCKETS);
+        // By the time that passed, so that a large table, or a worker that sleeps, keeps the same round.
+        let shares = self.peers.len();
+        let due = self.flows.buckets() / shares.max(1) * elapsed / SWEEP_ROUND_MS as usize;
+        let swept = self.flows.sweep(usize::from(self.number), shares, now, due.max(SWEEP_BUCKETS));
         stats.flows_expired.add(swept.expired() as u64);
     }
 
