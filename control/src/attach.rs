@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fastpath::engine::{Engine, EngineError};
 use fastpath::io::frame::HEADROOM;
-use fastpath::io::xsk::{OpenConfig, Umem, XskError};
+use fastpath::io::xsk::{self, OpenConfig, Umem, XskError};
 use fastpath::packet::{Mac, PortId};
 use fastpath::snapshot::PortRole;
 use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
@@ -241,7 +241,11 @@ impl Attacher {
         parts.zero_copy = true;
         let mut ports = Vec::new();
         for queue in 0..queues {
-            let config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
+            let mut config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
+            if wanted.role != PortRole::Uplink {
+                // A veth only copies: no attempt at zero copy on memory of its own.
+                config.mode = xsk::Mode::Copy;
+            }
             let port = self.umem.open(&config)?;
             self.redirect.register_socket(link.index, queue, port.fd())?;
             parts.zero_copy &= port.zero_copy();
