@@ -73,23 +73,23 @@ impl<F: Family> Table<F> {
             let at = self.write(&claims, new, [(spot.slot, original.tag); 2], now);
             return Inserted::New(at, [evicted, None]);
         }
-        let mut superseded = None;
-        match self.way(&mut claims, &Packed::new(&new.reply), reply, time) {
-            Way::Clear => {}
-            Way::Busy => return Inserted::Busy,
-            Way::Live(at) => match self.supersede(&mut claims, at) {
-                None => return Inserted::Conflict(at),
-                done => superseded = done,
+        // The reply first: it may have to take one certain slot.
+        let for_reply = match self.way(&mut claims, &Packed::new(&new.reply), reply, time) {
+            Way::Clear => self.spot(&mut claims, reply, None, time),
+            Way::Live(at) if !self.is_closing(at) => return Inserted::Conflict(at),
+            Way::Live(at) => match self.ask(&mut claims, at.slot, time) {
+                Some(victim) => Some(Spot { slot: at.slot, victim: Some(victim) }),
+                None => return Inserted::Busy,
             },
-        }
-        // The reply first: a flow it supersedes has made room for it, so that at most two flows are evicted.
-        let Some(for_reply) = self.spot(&mut claims, reply, None, time) else { return Inserted::Full };
+            Way::Busy => return Inserted::Busy,
+        };
+        let Some(for_reply) = for_reply else { return Inserted::Full };
         let freed = for_reply.victim.map_or(NOWHERE, |v| v.partner);
         let taken = Taken { slot: for_reply.slot, freed };
         let Some(for_original) = self.spot(&mut claims, original, Some(taken), time) else {
             return Inserted::Full;
         };
-        let evicted = [self.vacate(&claims, for_original), self.vacate(&claims, for_reply).or(superseded)];
+        let evicted = [self.vacate(&claims, for_original), self.vacate(&claims, for_reply)];
         let slots = [(for_original.slot, original.tag), (for_reply.slot, reply.tag)];
         Inserted::New(self.write(&claims, new, slots, now), evicted)
     }
@@ -113,14 +113,9 @@ impl<F: Family> Table<F> {
         Way::Clear
     }
 
-    /// Removes a flow that holds the new one's reply key, if it is only waiting for its timeout.
-    fn supersede(&self, claims: &mut Claims<'_>, at: FlowRef) -> Option<EvictClass> {
-        let life = self.life(at)?;
-        let over = life.state.class().evict() == EvictClass::Closing && claims.take(lane_of(life.partner).0);
-        over.then(|| {
-            self.unlink(claims, at.slot, life.partner);
-            EvictClass::Closing
-        })
+    /// Whether a flow only waits for its timeout, and gives way to a new one that needs its key.
+    fn is_closing(&self, at: FlowRef) -> bool {
+        self.life(at).is_some_and(|life| life.state.class().evict() == EvictClass::Closing)
     }
 
     /// A slot in one of the two buckets: a free one, or one whose flow may go.

@@ -290,7 +290,7 @@ impl<F: Family> Slot<F> {
     /// Index of the other direction's entry. Means something only while the head stays the same.
     #[inline]
     pub(super) fn partner(&self) -> u32 {
-        low32(self.link.load(Ordering::Relaxed))
+        low32(self.link.load(Ordering::Acquire))
     }
 
     /// Whether the entry belongs to flow `id`, and is in use.
