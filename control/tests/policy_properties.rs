@@ -10,10 +10,12 @@ mod oracle;
 mod worlds;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fastpath::packet::{Ip, proto};
 use fastpath::tables::policy::{Direction, GroupId, RuleId};
 use fastpath_control::compile::policy::{Compiled, Compiler, Decider, Scope, compile};
+use fastpath_control::explain::{Explainer, Outcome, Query, QueryError};
 use fastpath_control::model::{Model, Pod};
 use oracle::{Connection, Decision, World};
 use proptest::prelude::*;
@@ -185,6 +187,53 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(cases(60))]
+    /// `explain` between any two ends is what the API's text says of both.
+    #[test]
+    fn explanations_are_the_api_text(world in world()) {
+        let mut explainer = Explainer::new(Arc::new(model(&world)));
+        let own = |p: &&Arc<Pod>| p.addresses.iter().all(|a| p.host_network || world.owner(*a).is_some_and(|o| o.name == p.name));
+        let pods: Vec<_> = world.pods.iter().filter(|p| !p.finished).filter(own).collect();
+        for (i, from) in pods.iter().enumerate() {
+            for (j, to) in pods.iter().enumerate() {
+                let (number, port) = PORTS[(i * 5 + j) % 13];
+                let proto = match number {
+                    proto::TCP => "tcp",
+                    proto::UDP => "udp",
+                    proto::SCTP => "sctp",
+                    _ => "icmp",
+                };
+                // By name, or by the address they would use.
+                let pair = to.addresses.iter().find_map(|t| Some((from.addresses.iter().find(|f| f.is_ipv4() == t.is_ipv4())?, t)));
+                let by_name = (i + j) % 2 == 0;
+                let (f, t) = match pair {
+                    Some((f, t)) if !by_name => (f.to_string(), t.to_string()),
+                    _ => (from.name.to_string(), to.name.to_string()),
+                };
+                let answer = explainer.answer(&Query::new(&f, &t, proto, Some(port)).unwrap());
+                let Some((src, dst)) = pair else {
+                    prop_assert!(matches!(answer, Err(QueryError::NoCommonFamily(..))), "{:?}", answer);
+                    continue;
+                };
+                let number = if number == proto::ICMP && src.is_ipv6() { proto::ICMPV6 } else { number };
+                let answer = answer.unwrap();
+                let egress = world.egress(Connection { pod: from, own: *src, peer: *dst, proto: number, port });
+                let ingress = world.ingress(Connection { pod: to, own: *dst, peer: *src, proto: number, port });
+                for (side, want) in [(&answer.egress, &egress), (&answer.ingress, &ingress)] {
+                    prop_assert_eq!(side.verdict == Outcome::Allow, want.allow, "{} {} {} {}: {:?}", f, t, proto, port, want);
+                    match (&side.policy, side.rule) {
+                        (Some(p), Some(r)) => prop_assert!(want.allowed_by.contains(&(p.to_string(), r))),
+                        (Some(p), None) => prop_assert!(!want.allow && want.isolated_by[0] == p.to_string()),
+                        (None, _) => prop_assert!(want.allow && (src == dst || want.isolated_by.is_empty() || side.by.contains("own node"))),
+                    }
+                }
+                prop_assert_eq!(answer.verdict == Outcome::Allow, egress.allow && ingress.allow);
+            }
+        }
+    }
+}
+
 /// Sources keep the `Arc` of an object that did not change; half of them here, so that both paths are taken.
 fn share(before: &Model, now: &mut Model) {
     for (i, (name, pod)) in now.pods.iter_mut().enumerate() {
@@ -213,7 +262,7 @@ fn probes_hold_every_kind_of_address() {
                 None if w.nodes.iter().any(|n| n.addresses.contains(&peer)) => nodes += 1,
                 None => outside += 1,
             }
-            let subject = |p: &&std::sync::Arc<Pod>| !p.host_network && !p.finished;
+            let subject = |p: &&Arc<Pod>| !p.host_network && !p.finished;
             for pod in w.pods.iter().filter(subject) {
                 for own in pod.addresses.iter().filter(|o| o.is_ipv4() == peer.is_ipv4()) {
                     for (proto, port) in PORTS {

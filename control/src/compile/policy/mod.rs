@@ -15,14 +15,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fastpath::packet::Ip;
-use fastpath::tables::policy::{
-    ClassId, Direction, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, RuleId,
-};
+use fastpath::tables::policy::{ClassId, Direction, GroupId, NodeIndex, PolicyTable};
 
 use crate::model::{Model, NetworkPolicy, ObjectName, Pod, PortSpec};
 
 mod blocks;
 mod classes;
+mod classify;
+mod groups;
 mod matrix;
 mod pods;
 mod reasons;
@@ -32,7 +32,8 @@ mod select;
 mod tests;
 
 use blocks::Blocks;
-use classes::{Classes, Interner, Member, NameId, PeerSetId, Resolution, Signature};
+use classes::{Classes, Interner, NameId, PeerSetId};
+use groups::{CachedMatrix, MatrixKey};
 use matrix::{CompiledPort, CompiledRule};
 use pods::{Changes, Pods, Slot};
 use select::{PodSet, Selections};
@@ -83,23 +84,6 @@ impl InForce {
             Direction::Egress => &self.egress,
         }
     }
-}
-
-/// What a matrix depends on besides the classes: the contents of its policies in order, and for ingress what
-/// their port names stand for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct MatrixKey {
-    direction: Direction,
-    policies: Vec<u64>,
-    own: Resolution,
-}
-
-#[derive(Debug)]
-struct CachedMatrix {
-    matrix: Arc<Matrix>,
-    isolated: RuleId,
-    sets: BTreeSet<PeerSetId>,
-    names: BTreeSet<NameId>,
 }
 
 /// Compiles one model after the other, reusing what did not change.
@@ -265,199 +249,6 @@ impl Compiler {
         self.next_content += 1;
         let [ingress, egress] = rules;
         InForce { policy: policy.clone(), content: self.next_content, ingress, egress }
-    }
-
-    /// Puts every address and block that may differ from before into its class.
-    fn sync_classes(&mut self, changes: &Changes) {
-        let policies = self.in_force.values();
-        let egress_names: BTreeSet<_> =
-            policies.clone().flat_map(|f| &f.egress).flat_map(CompiledRule::names).collect();
-        let all_names: BTreeSet<_> = policies
-            .clone()
-            .flat_map(|f| f.ingress.iter().chain(&f.egress))
-            .flat_map(|r| r.names())
-            .collect();
-        let peer_sets: BTreeSet<_> =
-            policies.flat_map(|f| f.ingress.iter().chain(&f.egress)).filter_map(|r| r.peers).collect();
-        self.interner.retain(&peer_sets, &all_names);
-        let other_rules = egress_names != self.egress_names || peer_sets != self.peer_sets;
-        self.egress_names = egress_names;
-        self.peer_sets = peer_sets;
-        self.classes.touched_sets.clear();
-        self.classes.touched_names.clear();
-
-        let sets = self.interner.sets();
-        // An address may have gone to a pod that did not change itself.
-        let mut slots_changed = changes.slots.clone();
-        slots_changed.extend(changes.addresses.iter().filter_map(|ip| self.pods.owner(*ip)));
-        let mut of_pod = HashMap::<Slot, Vec<PeerSetId>>::new();
-        for (id, members) in &sets {
-            for member in *members {
-                let Member::Pods(set) = member else { continue };
-                let slots = self.selections.members(&self.pods, set);
-                let mut push = |slot: Slot| {
-                    let of_pod = of_pod.entry(slot).or_default();
-                    if of_pod.last() != Some(id) {
-                        of_pod.push(*id);
-                    }
-                };
-                if other_rules {
-                    slots.iter().for_each(|slot| push(*slot));
-                } else {
-                    slots_changed.iter().filter(|s| slots.binary_search(s).is_ok()).for_each(|s| push(*s));
-                }
-            }
-        }
-        let addresses: BTreeSet<Ip> = if other_rules {
-            let blocks = sets.iter().flat_map(|(id, members)| {
-                members.iter().filter_map(|m| match m {
-                    Member::Block(block) => Some((*id, block)),
-                    Member::Pods(_) => None,
-                })
-            });
-            self.blocks = Blocks::new(blocks);
-            self.pods
-                .addresses()
-                .chain(self.nodes.keys().copied())
-                .chain(changes.addresses.iter().copied())
-                .collect()
-        } else {
-            changes.addresses.clone()
-        };
-        for ip in addresses {
-            self.classify(ip, &of_pod);
-        }
-        if other_rules {
-            self.classify_blocks();
-        }
-        self.classes.settle();
-    }
-
-    fn classify(&mut self, ip: Ip, of_pod: &HashMap<Slot, Vec<PeerSetId>>) {
-        let owner = self.pods.owner(ip);
-        let node = self.nodes.get(&ip).copied();
-        let before = self.table.peers.get(ip);
-        if owner.is_none() && node.is_none() {
-            self.table.peers.remove(ip);
-        } else {
-            let mut signature = Signature { sets: self.blocks.sets(ip).to_vec(), ports: Vec::new() };
-            if let Some(slot) = owner {
-                signature.sets.extend(of_pod.get(&slot).into_iter().flatten());
-                signature.sets.sort_unstable();
-                signature.sets.dedup();
-                signature.ports = self.resolve(slot, |name| self.egress_names.contains(&name));
-            }
-            let class = self.classes.acquire(signature);
-            let info = PeerInfo { class, node: node.unwrap_or_default() };
-            if before != Some(info) {
-                self.table.peers.insert(ip, info);
-            }
-        }
-        if let Some(before) = before {
-            self.classes.release(before.class);
-        }
-    }
-
-    fn classify_blocks(&mut self) {
-        let mut prefixes: Vec<_> = self.blocks.iter().collect();
-        prefixes.sort_unstable();
-        let mut classes = Vec::new();
-        let mut acquire = |sets: &[PeerSetId]| {
-            let class = self.classes.acquire(Signature { sets: sets.to_vec(), ports: Vec::new() });
-            classes.push(class);
-            class
-        };
-        let blocks = prefixes.into_iter().map(|(prefix, sets)| (prefix, acquire(sets))).collect();
-        self.table.peers.set_blocks(blocks);
-        for class in std::mem::replace(&mut self.block_classes, classes) {
-            self.classes.release(class);
-        }
-    }
-
-    /// What those port names in use that `wanted` picks stand for on a pod.
-    fn resolve(&self, slot: Slot, wanted: impl Fn(NameId) -> bool) -> Resolution {
-        let Some(entry) = self.pods.entry(slot) else { return Vec::new() };
-        let number = |(name, proto, port): &(String, u8, u16)| {
-            let name = self.interner.known_name(name, *proto)?;
-            wanted(name).then_some((name, *port))
-        };
-        let mut resolution: Resolution = entry.pod.ports.iter().filter_map(number).collect();
-        resolution.sort_unstable();
-        resolution
-    }
-
-    /// One group for each (node, ingress matrix, egress matrix), in order of the endpoints' names.
-    fn build_groups(&mut self, subjects: &HashMap<Slot, Vec<ObjectName>>) -> BTreeMap<ObjectName, GroupId> {
-        let mut before = std::mem::take(&mut self.matrices);
-        let mut known = HashMap::<(NodeIndex, Option<MatrixKey>, Option<MatrixKey>), GroupId>::new();
-        let mut endpoints = BTreeMap::new();
-        self.table.groups.clear();
-        let pods: Vec<_> = self
-            .pods
-            .iter()
-            .filter(|(_, e)| self.in_scope(&e.pod))
-            .map(|(s, e)| (s, e.pod.clone()))
-            .collect();
-        for (slot, pod) in pods {
-            let names = subjects.get(&slot).map(Vec::as_slice).unwrap_or_default();
-            let [ingress, egress] = Direction::BOTH.map(|d| self.matrix(slot, d, names, &mut before));
-            let node = pod.node.as_ref().and_then(|n| self.node_indices.get(n)).copied().unwrap_or_default();
-            let groups = &mut self.table.groups;
-            let matrices = &self.matrices;
-            let group =
-                *known.entry((node, ingress, egress)).or_insert_with_key(|(node, ingress, egress)| {
-                    let matrix =
-                        |key: &Option<MatrixKey>| matrices.get(key.as_ref()?).map(|c| c.matrix.clone());
-                    groups.push(Group { node: *node, ingress: matrix(ingress), egress: matrix(egress) });
-                    GroupId(u32::try_from(groups.len() - 1).unwrap_or(u32::MAX))
-                });
-            endpoints.insert(pod.name.clone(), group);
-        }
-        endpoints
-    }
-
-    /// Key of the matrix for one direction, which is then among `self.matrices`; `None` when no policy isolates.
-    fn matrix(
-        &mut self,
-        slot: Slot,
-        direction: Direction,
-        policies: &[ObjectName],
-        before: &mut HashMap<MatrixKey, CachedMatrix>,
-    ) -> Option<MatrixKey> {
-        let isolating: Vec<&InForce> = policies
-            .iter()
-            .filter_map(|name| self.in_force.get(name))
-            .filter(|f| f.policy.rules(direction).is_some())
-            .collect();
-        let first = isolating.first()?;
-        let rules: Vec<&CompiledRule> = isolating.iter().flat_map(|f| f.rules(direction)).collect();
-        let names: BTreeSet<NameId> = rules.iter().flat_map(|r| r.names()).collect();
-        let own = match direction {
-            Direction::Ingress => self.resolve(slot, |name| names.contains(&name)),
-            Direction::Egress => Vec::new(),
-        };
-        let key = MatrixKey { direction, policies: isolating.iter().map(|f| f.content).collect(), own };
-        if self.matrices.contains_key(&key) {
-            return Some(key);
-        }
-        let sets: BTreeSet<PeerSetId> = rules.iter().filter_map(|r| r.peers).collect();
-        let decider = Decider::Isolated {
-            direction,
-            policies: isolating.iter().map(|f| f.policy.name.clone()).collect(),
-        };
-        let isolated = self.rule_ids.id(decider, &first.policy.origin);
-        let untouched = |c: &CachedMatrix| {
-            c.isolated == isolated
-                && !c.sets.iter().any(|s| self.classes.touched_sets.contains(s))
-                && !c.names.iter().any(|n| self.classes.touched_names.contains(n))
-        };
-        let cached = before.remove(&key).filter(untouched).unwrap_or_else(|| {
-            let own = (direction == Direction::Ingress).then_some(&key.own[..]);
-            let matrix = Arc::new(matrix::build(&rules, isolated, own, &self.classes));
-            CachedMatrix { matrix, isolated, sets, names }
-        });
-        self.matrices.insert(key.clone(), cached);
-        Some(key)
     }
 
     /// How large the tables are, for `status` and benches.

@@ -1,3 +1,4 @@
+use fastpath::tables::policy::RuleId;
 use serde_json::{Value, json};
 
 use super::*;
