@@ -9,7 +9,10 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::packet::{Ip, Mac, NO_INDEX, PortId};
+use crate::stats::RuleCounters;
 use crate::tables::Lpm;
+use crate::tables::policy::{GroupId, PolicyTable};
+use crate::tables::service::ServiceTable;
 
 /// The state of the node's world that workers forward by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +33,55 @@ pub struct Snapshot {
     pub vteps: HashMap<Ip, u16>,
     /// Next hops on the uplinks.
     pub next_hops: Vec<NextHop>,
+    /// Which connections the pods of this node may open and accept.
+    pub policy: PolicyTable,
+    /// Services.
+    pub services: Arc<ServiceTable>,
+    /// Source address translation.
+    pub snat: Arc<Snat>,
+    /// What policy rules count.
+    pub rule_counters: Arc<RuleCounters>,
     /// Settings workers follow.
     pub settings: Settings,
+}
+
+/// Translation of sources: pods that talk to the outside, clients outside that talk to services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snat {
+    /// Pods of this node reach the outside by the node's address (`nat_outgoing`).
+    pub outgoing: bool,
+    /// The address IPv4 sources become.
+    pub v4: Option<Ip>,
+    /// The address IPv6 sources become.
+    pub v6: Option<Ip>,
+    /// First port (ICMP: identifier) that sources become.
+    pub first: u16,
+    /// Last one.
+    pub last: u16,
+    /// Destinations that see a pod's own address: pods, services, nodes, and those exempt by configuration.
+    pub inside: Lpm<()>,
+}
+
+impl Default for Snat {
+    fn default() -> Self {
+        Self { outgoing: false, v4: None, v6: None, first: 40_000, last: 56_383, inside: Lpm::default() }
+    }
+}
+
+impl Snat {
+    /// The address that sources of a family become.
+    #[inline]
+    #[must_use]
+    pub fn address(&self, v4: bool) -> Option<Ip> {
+        if v4 { self.v4 } else { self.v6 }
+    }
+
+    /// Whether an address and port is one that sources are translated to.
+    #[inline]
+    #[must_use]
+    pub fn holds(&self, addr: Ip, port: u16) -> bool {
+        self.address(addr.is_v4()) == Some(addr) && (self.first..=self.last).contains(&port)
+    }
 }
 
 /// This node, as the packet path needs to know it.
@@ -73,6 +123,8 @@ pub struct PortInfo {
     pub mtu: u16,
     /// Addresses of the pod behind it (the only ones it may send from).
     pub addrs: Vec<Ip>,
+    /// The policies its pod is under; `None` for a port that is no pod's.
+    pub group: Option<GroupId>,
     /// Who owns each of the device's queues: worker number by queue; packets for the port go to one of them.
     pub queues: Vec<u16>,
 }
@@ -138,13 +190,22 @@ pub struct Settings {
     pub outer_udp6_checksum: bool,
     /// TCP segments in the middle of a connection may open a flow.
     pub tcp_pickup: bool,
-    /// ICMP errors a worker may send each second.
+    /// What a policy denies is answered (TCP: reset, others: ICMP administratively prohibited), not dropped in silence.
+    pub reject_denied: bool,
+    /// ICMP errors and resets a worker may send each second.
     pub icmp_rate: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { vni: 4096, vxlan_port: 4789, outer_udp6_checksum: true, tcp_pickup: true, icmp_rate: 1000 }
+        Self {
+            vni: 4096,
+            vxlan_port: 4789,
+            outer_udp6_checksum: true,
+            tcp_pickup: true,
+            reject_denied: false,
+            icmp_rate: 1000,
+        }
     }
 }
 
@@ -221,6 +282,13 @@ impl Snapshot {
         let is_host = |p: &Option<PortInfo>| p.as_ref().is_some_and(|p| p.role == PortRole::Host);
         let at = self.ports.iter().position(is_host)?;
         u16::try_from(at).ok().map(PortId)
+    }
+
+    /// The policies of the pod that has an address; `None` for an address that is no pod's of this node.
+    #[inline]
+    #[must_use]
+    pub fn group(&self, addr: Ip) -> Option<GroupId> {
+        self.port(*self.local.get(&addr)?)?.group
     }
 
     /// The source of ICMP errors to a receiver of `ip`'s family.

@@ -390,6 +390,7 @@ impl Worker {
             flows: &self.flows,
             now,
             stats: &mailbox.stats,
+            rules: snap.rule_counters.of(usize::from(self.number)),
             events: &self.events,
             packets: &mut self.packets,
         };

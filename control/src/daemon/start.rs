@@ -192,6 +192,7 @@ fn overlay(config: &Config) -> Overlay {
             vxlan_port: config.overlay.port,
             outer_udp6_checksum: config.overlay.udp6_checksum,
             tcp_pickup: config.flow.tcp_pickup == config::TcpPickup::Allow,
+            reject_denied: false,
             icmp_rate: config.icmp.errors_per_second,
         },
     }
