@@ -113,6 +113,7 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
             mtu: 1500 - overhead,
         }];
         snap.vteps.insert(underlay(v6, other), 0);
+        snap.node_tunnels.extend([false, true].map(|family| (underlay(family, other), 0)));
     }
     for family in [false, true] {
         let bits = if family { 64 } else { 24 };

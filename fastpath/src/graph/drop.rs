@@ -51,6 +51,8 @@ drop_reasons! {
     SourceNotOwn = "source_not_own",
     /// The uplink brought a packet from an address of a pod on this node.
     SourceIsLocal = "source_is_local",
+    /// The uplink brought it another way than its source is reached: a pod behind a tunnel sends through its tunnel.
+    SourceWrongWay = "source_wrong_way",
     /// ARP request or neighbour solicitation for something other than the gateway.
     NotGateway = "not_gateway",
     /// VXLAN packet from an address that is no known VTEP.
