@@ -196,7 +196,7 @@ fn a_client_keeps_its_backend_until_it_was_idle_too_long() {
     let backends: Vec<Backend> = (1..=3).map(|n| Backend { addr: pod(false, 1, n), port: 80 }).collect();
     let mut a = bed(1);
     let sticky = Service { affinity_ms: 60_000, ..service(vip(false, 1), 80, backends.clone()) };
-    set_services(&a, &[sticky.clone()]);
+    set_services(&a, std::slice::from_ref(&sticky));
     let backend_of = |a: &mut Bed, sport: u16| {
         a.send(pod_port(4), &from_pod(1, 4, Spec::udp(pod(false, 1, 4), vip(false, 1), sport, 80)));
         seen(&a.run()[0].1).dst
