@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
-mod netns;
+pub(crate) mod netns;
 mod report;
 mod topology;
 mod traffic;
