@@ -352,10 +352,12 @@ impl Worker {
     fn receive(&mut self, stats: &WorkerStats) -> bool {
         let start = self.clock.raw();
         let count = self.ports.len();
+        // Without room for all, the ones that had no turn come first in the next pass.
+        let mut served = 1;
         for n in 0..count {
             let room = VECTOR - self.packets.len();
             if room == 0 {
-                self.turn = (self.turn + n) % count;
+                served = n;
                 break;
             }
             let Some(local) = self.ports.get_mut((self.turn + n) % count) else { continue };
@@ -369,7 +371,7 @@ impl Worker {
             }
         }
         if count > 0 {
-            self.turn = (self.turn + 1) % count;
+            self.turn = (self.turn + served) % count;
         }
         let received = self.packets.len() as u64;
         if received > 0 {
