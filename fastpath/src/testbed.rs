@@ -197,6 +197,11 @@ impl Bed {
     /// Lets the worker pass until there is nothing to do, then collects what each port sent.
     pub fn run(&mut self) -> Vec<(PortId, Vec<u8>)> {
         while self.worker.pass() {}
+        self.collect()
+    }
+
+    /// Collects what each port has sent so far.
+    pub fn collect(&mut self) -> Vec<(PortId, Vec<u8>)> {
         let mut out = Vec::new();
         for (port, wire) in &self.wires {
             while let Some(frame) = wire.collect() {

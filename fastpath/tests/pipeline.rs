@@ -501,6 +501,39 @@ fn an_unresolved_neighbor_is_asked_for() {
     assert_eq!(a.run().len(), 1);
 }
 
+/// More ports than one vector has room for, all with more than their turn: none waits for the others to finish.
+#[test]
+fn saturated_ports_are_served_evenly() {
+    const EACH: u16 = 192;
+    let mut bed = Bed::new(snapshot(1, NATIVE));
+    let mut from = |port: PortId, spec: Spec, frame: Vec<u8>| {
+        let src = spec.src;
+        (0..EACH).for_each(|_| assert!(bed.send(port, &frame)));
+        src
+    };
+    let mut sources: Vec<Ip> = (1..=PODS)
+        .map(|n| {
+            let spec = Spec::udp(pod(false, 1, n), pod(false, 1, n % PODS + 1), 1, 2);
+            from(pod_port(n), spec.clone(), from_pod(1, n, spec))
+        })
+        .collect();
+    let mut spec = Spec::udp(pod(false, 2, 1), pod(false, 1, 1), 1, 2);
+    spec.dst_mac = mac(1, 0);
+    sources.push(from(UPLINK, spec.clone(), spec.build()));
+
+    let mut got: BTreeMap<Ip, usize> = BTreeMap::new();
+    for pass in 0..6 {
+        bed.worker.pass();
+        for (_, frame) in bed.collect() {
+            *got.entry(error(&frame).0).or_default() += 1;
+        }
+        let counts = sources.iter().map(|s| got.get(s).copied().unwrap_or(0));
+        let (least, most) = (counts.clone().min().unwrap(), counts.max().unwrap());
+        assert!(most - least <= 64, "pass {pass}: {got:?}");
+    }
+    assert_eq!(got.values().copied().collect::<Vec<_>>(), [usize::from(EACH); 5]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
