@@ -5,13 +5,13 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use fastpath::engine::{Engine, Event};
-use fastpath::packet::{Mac, PortId};
+use fastpath::packet::Mac;
 use fastpath::snapshot::{PortRole, Snapshot};
 use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 
@@ -22,6 +22,7 @@ use crate::explain::LiveExplainer;
 use crate::netdev::{NetView, NudState, Resolver, select_uplinks};
 use crate::source::Update;
 
+mod asked;
 mod heartbeat;
 mod start;
 mod view;
@@ -36,8 +37,6 @@ const BEAT: Duration = Duration::from_millis(100);
 const WORKER_STALLED: Duration = Duration::from_secs(1);
 /// How often devices that could not be attached are tried again.
 const RETRY: Duration = Duration::from_secs(2);
-/// Neighbours on the uplinks' links that are resolved because a pod sent to them, at most.
-const MAX_ASKED: usize = 4096;
 
 /// The running daemon.
 struct Daemon {
@@ -57,8 +56,8 @@ struct Daemon {
     synced: Option<SystemTime>,
     /// Neighbours resolved at some time and not failed since.
     remembered: BTreeMap<(u32, IpAddr), Mac>,
-    /// Neighbours that workers asked for, oldest first.
-    asked: VecDeque<(u32, IpAddr)>,
+    /// Neighbours that workers asked for.
+    asked: asked::Asked,
     /// Pins of an earlier run are dropped after the first pass.
     reaped: bool,
     attach_problems: Vec<String>,
@@ -100,7 +99,7 @@ impl Daemon {
         if let Err(e) = self.attacher.redirect.set_pinhole(&self.pinhole()) {
             self.kernel_problems.push(e.to_string());
         }
-        self.resolver.want(neighbors.into_iter().chain(self.asked.iter().copied()));
+        self.resolver.want(neighbors.into_iter().chain(self.asked.iter()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
         if !self.reaped {
@@ -177,28 +176,14 @@ impl Daemon {
         for e in self.resolver.maintain(&self.net) {
             tracing::debug!("{e}");
         }
-        let mut dirty = false;
-        let events: Vec<Event> = self.attacher.engine.events().collect();
-        for Event::Resolve { port, addr } in events {
-            dirty |= self.ask(port, addr.into());
+        let now = Instant::now();
+        let mut dirty = self.asked.expire(&self.net, now);
+        for Event::Resolve { port, addr } in self.attacher.engine.events() {
+            if let Some(link) = self.attacher.attached().find(|a| a.port.id == port).map(|a| a.port.ifindex) {
+                dirty |= self.asked.ask((link, addr.into()), &self.net, now);
+            }
         }
         dirty
-    }
-
-    /// Remembers that a pod sent to an unresolved neighbour; the oldest request gives way.
-    fn ask(&mut self, port: PortId, addr: IpAddr) -> bool {
-        let Some(ifindex) = self.attacher.attached().find(|a| a.port.id == port).map(|a| a.port.ifindex)
-        else {
-            return false;
-        };
-        if self.asked.contains(&(ifindex, addr)) {
-            return false;
-        }
-        if self.asked.len() == MAX_ASKED {
-            self.asked.pop_front();
-        }
-        self.asked.push_back((ifindex, addr));
-        true
     }
 
     /// Whether attachment and the first snapshot are complete and in force on every worker.
