@@ -144,18 +144,17 @@ impl Daemon {
             }
         }
         let max_mtu = max_mtu(self.config.memory.frame_size);
-        match select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu) {
-            Ok(uplinks) => {
-                for uplink in uplinks {
-                    let entry = Wanted { role: PortRole::Uplink, pod: None, peer_mac: None, netns: None };
-                    if wanted.insert(uplink.link.name.clone(), entry).is_some() {
-                        self.attach_problems
-                            .push(format!("{}: is an uplink and named by a pod", uplink.link.name));
-                    }
-                }
+        let (uplinks, errors) = select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu);
+        let kept =
+            self.attacher.attached().filter(|a| a.port.role == PortRole::Uplink).map(|a| &*a.port.name);
+        let kept = kept.filter(|name| errors.iter().any(|e| e.keeps(name))).map(str::to_owned);
+        for name in uplinks.into_iter().map(|u| u.link.name).chain(kept) {
+            let entry = Wanted { role: PortRole::Uplink, pod: None, peer_mac: None, netns: None };
+            if wanted.insert(name.clone(), entry).is_some_and(|w| w.role != PortRole::Uplink) {
+                self.attach_problems.push(format!("{name}: is an uplink and named by a pod"));
             }
-            Err(e) => self.attach_problems.push(e.to_string()),
         }
+        self.attach_problems.extend(errors.iter().map(ToString::to_string));
         wanted
     }
 
