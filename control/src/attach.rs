@@ -182,7 +182,9 @@ impl Attacher {
         let link = view.link_by_name(name).ok_or(AttachError::NoDevice)?;
         if wanted.role == PortRole::Pod && link.kind != LinkKind::Veth {
             // All IP of a port of this role goes to the socket: by a wrong annotation that would be a NIC's.
-            return Err(netdev::Error::NotVeth { device: name.to_owned(), kind: link.kind.to_string() }.into());
+            return Err(
+                netdev::Error::NotVeth { device: name.to_owned(), kind: link.kind.to_string() }.into()
+            );
         }
         if !link.up {
             return Err(AttachError::Down);
