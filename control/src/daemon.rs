@@ -17,10 +17,10 @@ use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 
 use crate::attach::{Attacher, Wanted, max_mtu};
 use crate::compile::{self, Compiled, Inputs, Overlay};
-use crate::config::Config;
+use crate::config::{Config, OnFailure};
 use crate::explain::LiveExplainer;
 use crate::netdev::{NetView, NudState, Resolver, select_uplinks};
-use crate::source::Update;
+use crate::source::{Severity, Update};
 
 mod asked;
 mod heartbeat;
@@ -58,7 +58,7 @@ struct Daemon {
     remembered: BTreeMap<(u32, IpAddr), Mac>,
     /// Neighbours that workers asked for.
     asked: asked::Asked,
-    /// Pins of an earlier run are dropped after the first pass.
+    /// The pinned links of an earlier run have been seen to.
     reaped: bool,
     attach_problems: Vec<String>,
     compile_problems: Vec<String>,
@@ -102,13 +102,25 @@ impl Daemon {
         self.resolver.want(neighbors.into_iter().chain(self.asked.iter()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
-        if !self.reaped {
-            self.reaped = true;
-            if let Err(e) = self.attacher.redirect.reap_stale() {
-                self.kernel_problems.push(e.to_string());
-            }
-        }
+        self.reap();
         self.synced = Some(SystemTime::now());
+    }
+
+    /// Drops, once, the pinned links of an earlier run that nothing took over.
+    ///
+    /// With `on_failure = "drop"` they protect pods that this run may not know yet, because their manifests are late or
+    /// wrong, or their device could not be attached: they go only when nothing of that kind is open.
+    fn reap(&mut self) {
+        let in_doubt = !self.attach_problems.is_empty()
+            || !self.update.model.nodes.contains_key(&self.node)
+            || self.update.problems.iter().any(|p| p.severity == Severity::Error);
+        if self.reaped || in_doubt && self.config.xdp.on_failure == OnFailure::Drop {
+            return;
+        }
+        match self.attacher.redirect.reap_stale() {
+            Ok(_) => self.reaped = true,
+            Err(e) => self.kernel_problems.push(e.to_string()),
+        }
     }
 
     /// Keeps the addresses of neighbours whose entry the kernel dropped (`ip neigh flush`, a link's new address):
