@@ -15,7 +15,7 @@ use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
 
 use crate::compile::Port;
 use crate::model::ObjectName;
-use crate::netdev::{self, Link, NetView, Plan, Prepared, Preparer};
+use crate::netdev::{self, Link, LinkKind, NetView, Plan, Prepared, Preparer};
 
 /// A device that should be a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,6 +181,12 @@ impl Attacher {
 
     fn attach(&mut self, name: &str, wanted: &Wanted, view: &NetView) -> Result<(), AttachError> {
         let link = view.link_by_name(name).ok_or(AttachError::NoDevice)?;
+        if wanted.role == PortRole::Pod && link.kind != LinkKind::Veth {
+            // All IP of a port of this role goes to the socket: by a wrong annotation that would be a NIC's.
+            return Err(
+                netdev::Error::NotVeth { device: name.to_owned(), kind: link.kind.to_string() }.into()
+            );
+        }
         if !link.up {
             return Err(AttachError::Down);
         }

@@ -258,6 +258,11 @@ impl Worker {
         self.peers.get(usize::from(self.number)).map(|m| &m.stats)
     }
 
+    /// What the worker asked of the control thread since the last call.
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        core::iter::from_fn(|| self.events.pop())
+    }
+
     /// The worker's free frames.
     pub fn pool(&mut self) -> &mut Pool {
         &mut self.pool
