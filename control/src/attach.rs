@@ -29,6 +29,14 @@ pub struct Wanted {
     pub netns: Option<std::path::PathBuf>,
 }
 
+impl Wanted {
+    /// Whether a port that was attached for `old` can go on for this: to attach it again costs packets, and leaves the
+    /// device without its program for a moment.
+    fn keeps(&self, old: &Self) -> bool {
+        (self.role, &self.netns) == (old.role, &old.netns)
+    }
+}
+
 /// Why a device did not become a port.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -80,6 +88,17 @@ pub struct Attached {
     /// What the device could not be given; the dataplane works without.
     pub notes: Vec<String>,
     prepared: Vec<Prepared>,
+}
+
+impl Attached {
+    /// Goes on for another pod, or for one of which something else is known now.
+    fn take_on(&mut self, wanted: &Wanted) {
+        if self.wanted != *wanted {
+            self.port.pod.clone_from(&wanted.pod);
+            self.port.peer_mac = wanted.peer_mac;
+            self.wanted = wanted.clone();
+        }
+    }
 }
 
 /// How devices are attached.
@@ -156,7 +175,7 @@ impl Attacher {
             .values()
             .filter(|a| {
                 let link = view.links.get(&a.port.ifindex).filter(|l| *l.name == *a.port.name);
-                link.is_none() || wanted.get(&*a.port.name) != Some(&a.wanted)
+                link.is_none() || !wanted.get(&*a.port.name).is_some_and(|w| w.keeps(&a.wanted))
             })
             .map(|a| Arc::clone(&a.port.name))
             .collect();
@@ -167,7 +186,10 @@ impl Attacher {
         }
         for (name, wanted) in wanted {
             match self.attached.get_mut(name.as_str()) {
-                Some(attached) => follow(attached, view),
+                Some(attached) => {
+                    attached.take_on(wanted);
+                    follow(attached, view);
+                }
                 None => {
                     if let Err(e) = self.attach(name, wanted, view) {
                         problems.push((name.clone(), e));
