@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fastpath::engine::{Engine, EngineError};
 use fastpath::io::frame::HEADROOM;
-use fastpath::io::xsk::{self, OpenConfig, Umem, XskError};
+use fastpath::io::xsk::{self, OpenConfig, Umem, XskError, XskPort};
 use fastpath::packet::{Mac, PortId};
 use fastpath::snapshot::PortRole;
 use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
@@ -267,7 +267,6 @@ impl Attacher {
         let role = if wanted.role == PortRole::Uplink { Role::Uplink } else { Role::Endpoint };
         let queues = self.prepare(link, wanted, self.config.mode == ModeRequest::Generic, parts)?;
         parts.zero_copy = true;
-        let mut ports = Vec::new();
         for queue in 0..queues {
             let mut config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
             if wanted.role != PortRole::Uplink {
@@ -275,9 +274,10 @@ impl Attacher {
                 config.mode = xsk::Mode::Copy;
             }
             let port = self.umem.open(&config)?;
-            self.redirect.register_socket(link.index, queue, port.fd())?;
             parts.zero_copy &= port.zero_copy();
-            ports.push(port);
+            let registered = self.redirect.register_socket(link.index, queue, port.fd());
+            parts.ports.push_back(port);
+            registered?;
         }
         let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
         if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
@@ -286,8 +286,9 @@ impl Attacher {
         // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
         // as workers, each worker has one of its own to send by.
         let workers = self.engine.workers();
-        let owners = (0..ports.len()).map(|queue| (usize::from(id.0) + queue) % workers);
-        for ((queue, port), worker) in (0u16..).zip(ports).zip(owners) {
+        while let Some(port) = parts.ports.pop_front() {
+            let queue = u16::try_from(parts.queues.len()).unwrap_or(u16::MAX);
+            let worker = (usize::from(id.0) + usize::from(queue)) % workers;
             self.engine.add_port(worker, id, queue, Box::new(port))?;
             parts.queues.push(u16::try_from(worker).unwrap_or(0));
         }
@@ -342,6 +343,9 @@ impl Attacher {
         for (queue, worker) in (0u16..).zip(&parts.queues) {
             let _ = self.engine.remove_port(usize::from(*worker), id, queue);
         }
+        for port in parts.ports {
+            self.engine.close_port(Box::new(port));
+        }
         for prepared in &parts.prepared {
             let _ = self.preparer.restore(prepared);
         }
@@ -395,6 +399,9 @@ pub fn max_mtu(frame_size: u32) -> u32 {
 #[derive(Debug, Default)]
 struct Parts {
     prepared: Vec<Prepared>,
+    /// Sockets that no worker has yet.
+    ports: VecDeque<XskPort>,
+    /// Workers that have a queue, by queue.
     queues: Vec<u16>,
     zero_copy: bool,
 }

@@ -210,7 +210,7 @@ impl Engine {
     /// Gives a port's queue to a worker.
     ///
     /// # Errors
-    /// When there is no such worker or it does not take commands; the port is dropped then.
+    /// When there is no such worker or it does not take commands; the port is closed then.
     pub fn add_port(
         &self,
         worker: usize,
@@ -218,7 +218,30 @@ impl Engine {
         queue: u16,
         port: Box<dyn Port>,
     ) -> Result<(), EngineError> {
-        self.tell(worker, Command::Add { id, queue, port })
+        let mailbox = match self.mailbox(worker) {
+            Ok(mailbox) => mailbox,
+            Err(e) => {
+                self.close_port(port);
+                return Err(e);
+            }
+        };
+        match mailbox.commands.push(Command::Add { id, queue, port }) {
+            Ok(()) => {
+                mailbox.wake();
+                Ok(())
+            }
+            Err(refused) => {
+                if let Command::Add { port, .. } = refused {
+                    self.close_port(port);
+                }
+                Err(EngineError::Silent { worker })
+            }
+        }
+    }
+
+    /// Closes a port that no worker has; its frames go to the workers.
+    pub fn close_port(&self, port: Box<dyn Port>) {
+        port.close(&mut Pool::new(Vec::new(), Arc::clone(&self.exchange)));
     }
 
     /// Takes a port's queue from a worker and closes it; `false` when the worker did not have it.
@@ -229,7 +252,7 @@ impl Engine {
         match self.ask(worker, Command::Remove { id, queue })? {
             Answer::Removed(port) => {
                 // Closing a socket can wait for the kernel, so it happens here and its frames go round by the exchange.
-                port.close(&mut Pool::new(Vec::new(), Arc::clone(&self.exchange)));
+                self.close_port(port);
                 Ok(true)
             }
             Answer::NotHere | Answer::Report(_) => Ok(false),
@@ -358,5 +381,53 @@ fn millis(clock: &quanta::Clock, epoch: quanta::Instant) -> Millis {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+
+    use super::*;
+    use crate::io::PortStats;
+    use crate::tables::flow::Timeouts;
+
+    /// A port that says when it is closed; dropped otherwise it would keep its frames for ever.
+    struct Closing(Arc<AtomicBool>);
+
+    impl Port for Closing {
+        fn rx(&mut self, _: &mut Vec<Frame>, _: usize) -> usize {
+            0
+        }
+        fn tx(&mut self, _: &mut Vec<Frame>) -> usize {
+            0
+        }
+        fn refill(&mut self, _: &mut Pool) {}
+        fn wake(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+        fn stats(&self) -> PortStats {
+            PortStats::default()
+        }
+        fn close(self: Box<Self>, _: &mut Pool) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_port_that_no_worker_takes_is_closed() {
+        let polling = Polling::Adaptive { spin: Duration::ZERO, sleep: Duration::from_millis(10) };
+        let flow = FlowConfig { entries_v4: 64, entries_v6: 64, timeouts: Timeouts::default(), seed: 1 };
+        let config = EngineConfig { workers: vec![WorkerConfig { core: None, polling }], flow };
+        let engine = Engine::start(&config, Vec::new()).unwrap();
+        let closed = [false; 3].map(|b| Arc::new(AtomicBool::new(b)));
+        let port = |n: usize| Box::new(Closing(Arc::clone(&closed[n])));
+        assert!(engine.add_port(1, PortId(1), 0, port(0)).is_err(), "there is one worker");
+        engine.close_port(port(1));
+        engine.add_port(0, PortId(2), 0, port(2)).unwrap();
+        let closed = || closed.each_ref().map(|c| c.load(Relaxed));
+        assert_eq!(closed(), [true, true, false]);
+        assert!(engine.remove_port(0, PortId(2), 0).unwrap());
+        assert_eq!(closed(), [true, true, true]);
     }
 }
