@@ -39,7 +39,8 @@ pub struct Status {
     pub generation: u32,
     /// Newest generation that every worker has acknowledged.
     pub acked_generation: u32,
-    /// Sockets are attached and the first full snapshot is acknowledged by every worker.
+    /// The node is known and has an uplink attached, and every worker has acknowledged the newest snapshot. What is
+    /// wrong with single pods or objects is in `degraded`.
     pub ready: bool,
     /// When the source was last read in full; `None` before the first time.
     pub last_sync: Option<Sync>,
@@ -49,7 +50,8 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     /// Workers.
     pub workers: Vec<WorkerStatus>,
-    /// What does not work as it should, one sentence each; empty when all is well.
+    /// What does not work as it should, one sentence each; empty when all is well. Errors of the source count, by one
+    /// sentence; `problems` has each.
     pub degraded: Vec<String>,
 }
 

@@ -76,7 +76,10 @@ Exit code 1 when the configuration is wrong or the daemon cannot start; the last
         config: PathBuf,
     },
     /// How the daemon is: ports, workers, last sync, what is degraded.
-    #[command(after_help = "Exit code 0 only when the daemon is ready and nothing is degraded, else 1.")]
+    #[command(after_help = "\
+Ready: this node is known and has an uplink, and every worker forwards by the newest state. What is wrong with
+single pods, or in the source, is degraded: the others are served all the same.
+Exit code 0 only when the daemon is ready and nothing is degraded, else 1; -o json has both apart.")]
     Status,
     /// Tables of the daemon.
     #[command(subcommand_required = true, arg_required_else_help = true)]

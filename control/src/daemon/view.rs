@@ -21,6 +21,7 @@ use crate::api::types::{
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
 use crate::config::Polling;
 use crate::explain::Query;
+use crate::source::Severity;
 
 /// A request and where its answer goes.
 pub(super) struct Question {
@@ -81,6 +82,11 @@ impl Daemon {
         let mut degraded: Vec<String> = self.attach_problems.clone();
         degraded.extend(self.compile_problems.iter().cloned());
         degraded.extend(self.kernel_problems.iter().cloned());
+        let wrong = self.update.problems.iter().filter(|p| p.severity == Severity::Error).count();
+        if wrong > 0 {
+            let errors = if wrong == 1 { "error" } else { "errors" };
+            degraded.push(format!("source: {wrong} {errors}: what is wrong there is not in force"));
+        }
         degraded.extend(self.stalled().map(|w| format!("worker {w} does not pass its loop")));
         let outlives = self.attacher.redirect.links_outlive_process();
         if self.config.xdp.on_failure == crate::config::OnFailure::Drop && !outlives {
