@@ -270,7 +270,7 @@ pub struct Neighbor {
     pub state: String,
 }
 
-/// Drops of one reason.
+/// Drops of one reason: by the graph, or, where the name begins with `xdp_`, by an XDP program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drop {
     /// Name of the reason.
@@ -334,13 +334,17 @@ impl QueueStats {
     }
 }
 
-/// A counter of the XDP program.
+/// A counter of an XDP program, over all devices it is on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdpCounter {
+    /// `endpoint` (on pods' devices) or `uplink`.
+    pub program: String,
     /// What the program did with the packet.
     pub outcome: String,
     /// How many packets.
     pub packets: u64,
+    /// What it means.
+    pub help: String,
 }
 
 /// Counters of a port.
@@ -358,7 +362,14 @@ pub struct PortRow {
     pub zero_copy: bool,
     /// By queue.
     pub queues: Vec<QueueStats>,
-    /// What the XDP program did.
+}
+
+/// Answer to `ports`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// Each port.
+    pub ports: Vec<PortRow>,
+    /// What the XDP programs did. Of those that begin with `pinhole_` a packet counts in another one as well.
     pub xdp: Vec<XdpCounter>,
 }
 

@@ -129,7 +129,7 @@ pub(super) enum Show {
         #[arg(long)]
         all: bool,
     },
-    /// Counters of the ports, by queue.
+    /// Counters of the ports, by queue, and of the XDP programs.
     Ports,
     /// Counters of the graph's nodes: packets a vector, clocks a packet.
     Runtime,
