@@ -114,6 +114,9 @@ pub struct PortStatus {
     pub workers: Vec<u32>,
     /// `up`, or why it is not.
     pub state: String,
+    /// What the device could not be given; the dataplane works without.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// How a worker is.

@@ -24,7 +24,7 @@ Exit codes:
   0  what was asked for
   1  it failed, or `status` found the daemon not ready or degraded
   2  wrong command line
-  3  no daemon answers at the socket";
+  3  no daemon answers at the socket, or only root may ask it";
 
 /// A Kubernetes dataplane in userspace over AF_XDP: the daemon, and the command to ask it.
 #[derive(Debug, Parser)]

@@ -49,7 +49,8 @@ enum Failure {
 
 impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
-        let code = if matches!(e, ClientError::Unreachable { .. }) { UNREACHABLE } else { FAILED };
+        let unreachable = matches!(e, ClientError::Unreachable { .. } | ClientError::Denied { .. });
+        let code = if unreachable { UNREACHABLE } else { FAILED };
         Failure::Message(code, e.to_string())
     }
 }

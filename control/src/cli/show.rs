@@ -47,6 +47,9 @@ pub(super) fn status(s: &Status) -> String {
     for p in &s.problems {
         line("Problem", format!("{}: {}: {}", p.severity, p.origin, p.reason));
     }
+    for (port, note) in s.ports.iter().flat_map(|p| p.notes.iter().map(move |n| (&p.name, n))) {
+        line("Note", format!("{port}: {note}"));
+    }
     if !s.ports.is_empty() {
         let mut t = Columns::new(&["PORT", "ROLE", "MODE", "ZERO-COPY", "QUEUES>", "WORKERS", "STATE"]);
         for p in &s.ports {

@@ -89,6 +89,7 @@ fn status_says_what_is_wrong() {
             queues: 2,
             workers: vec![0, 1],
             state: "up".into(),
+            notes: vec!["the driver has no such ring".into()],
         }],
         workers: vec![WorkerStatus {
             id: 0,
@@ -108,6 +109,7 @@ Snapshot:   generation 5, acknowledged 4
 Last sync:  2024-01-01T00:00:00.000Z, 2s ago
 Degraded:   fp-a3: no such device
 Problem:    error: a.yaml:3: bad thing
+Note:       up-a: the driver has no such ring
 
 PORT   ROLE     MODE     ZERO-COPY   QUEUES   WORKERS   STATE
 up-a   uplink   native   no               2   0,1       up

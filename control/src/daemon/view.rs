@@ -71,11 +71,11 @@ impl Daemon {
     }
 
     fn explain(&self, from: &str, to: &str, proto: &str, dport: Option<u16>) -> Result<Value, ApiError> {
+        let query = Query::new(from, to, proto, dport)
+            .map_err(|e| ApiError::new(ErrorCode::BadRequest, e.to_string()))?;
         let mut explainer = self.explainer.borrow_mut();
-        let explained = Query::new(from, to, proto, dport)
-            .and_then(|query| explainer.at(&self.update.model).explain(&query))
-            .map_err(|e| ApiError::new(ErrorCode::NotFound, e.to_string()))?;
-        to_value(&explained)
+        let explained = explainer.at(&self.update.model).explain(&query);
+        to_value(&explained.map_err(|e| ApiError::new(ErrorCode::NotFound, e.to_string()))?)
     }
 
     fn status(&self) -> Status {
@@ -126,6 +126,7 @@ impl Daemon {
                 .get(&a.port.ifindex)
                 .map_or("gone", |l| if l.up { "up" } else { "down" })
                 .to_owned(),
+            notes: a.notes.clone(),
         });
         ports.collect()
     }
