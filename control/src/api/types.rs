@@ -39,7 +39,8 @@ pub struct Status {
     pub generation: u32,
     /// Newest generation that every worker has acknowledged.
     pub acked_generation: u32,
-    /// Sockets are attached and the first full snapshot is acknowledged by every worker.
+    /// The node is known and has an uplink attached, and every worker has acknowledged the newest snapshot. What is
+    /// wrong with single pods or objects is in `degraded`.
     pub ready: bool,
     /// When the source was last read in full; `None` before the first time.
     pub last_sync: Option<Sync>,
@@ -49,7 +50,8 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     /// Workers.
     pub workers: Vec<WorkerStatus>,
-    /// What does not work as it should, one sentence each; empty when all is well.
+    /// What does not work as it should, one sentence each; empty when all is well. Errors of the source count, by one
+    /// sentence; `problems` has each.
     pub degraded: Vec<String>,
 }
 
@@ -112,6 +114,9 @@ pub struct PortStatus {
     pub workers: Vec<u32>,
     /// `up`, or why it is not.
     pub state: String,
+    /// What the device could not be given; the dataplane works without.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// How a worker is.
@@ -268,7 +273,7 @@ pub struct Neighbor {
     pub state: String,
 }
 
-/// Drops of one reason.
+/// Drops of one reason: by the graph, or, where the name begins with `xdp_`, by an XDP program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drop {
     /// Name of the reason.
@@ -332,13 +337,17 @@ impl QueueStats {
     }
 }
 
-/// A counter of the XDP program.
+/// A counter of an XDP program, over all devices it is on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdpCounter {
+    /// `endpoint` (on pods' devices) or `uplink`.
+    pub program: String,
     /// What the program did with the packet.
     pub outcome: String,
     /// How many packets.
     pub packets: u64,
+    /// What it means.
+    pub help: String,
 }
 
 /// Counters of a port.
@@ -356,7 +365,14 @@ pub struct PortRow {
     pub zero_copy: bool,
     /// By queue.
     pub queues: Vec<QueueStats>,
-    /// What the XDP program did.
+}
+
+/// Answer to `ports`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// Each port.
+    pub ports: Vec<PortRow>,
+    /// What the XDP programs did. Of those that begin with `pinhole_` a packet counts in another one as well.
     pub xdp: Vec<XdpCounter>,
 }
 
