@@ -178,10 +178,12 @@ pub(super) fn ports(rows: &[PortRow]) -> String {
         "KICKS>",
         "RETRIES>",
         "TX-FULL>",
+        "TX-INVALID>",
+        "TX-ERRORS>",
         "RX-DROP>",
         "RX-FULL>",
         "FILL-EMPTY>",
-        "TX-INVALID>",
+        "BAD-DESC>",
     ]);
     for p in rows {
         for q in &p.queues {
@@ -199,6 +201,8 @@ pub(super) fn ports(rows: &[PortRow]) -> String {
                 q.tx_kicks.to_string(),
                 q.tx_retries.to_string(),
                 q.tx_ring_full.to_string(),
+                q.tx_invalid.to_string(),
+                q.tx_errors.to_string(),
                 q.kernel_rx_dropped.to_string(),
                 q.kernel_rx_ring_full.to_string(),
                 q.kernel_fill_empty.to_string(),
