@@ -224,7 +224,7 @@ fn pool_sends_its_surplus_to_the_exchange_without_growing() {
 #[test]
 fn handed_over_frames_come_back_to_a_pool_that_runs_low() {
     const SHARE: usize = 64;
-    let (_, mut frames) = region::in_memory(2 * SHARE as u32, 2048);
+    let (_, mut frames) = region::in_memory(128, 2048);
     let exchange: Exchange = Arc::new(ArrayQueue::new(2 * SHARE));
     let second = frames.split_off(SHARE);
     let (mut from, mut to) = (Pool::new(frames, exchange.clone()), Pool::new(second, exchange));
