@@ -275,6 +275,10 @@ impl Attacher {
                 // A veth only copies: no attempt at zero copy on memory of its own.
                 config.mode = xsk::Mode::Copy;
             }
+            if wanted.role != PortRole::Pod {
+                // There is one for all pods: its first burst is none that it could grow with.
+                config.fill_start = config.rx_ring;
+            }
             let port = self.umem.open(&config)?;
             parts.zero_copy &= port.zero_copy();
             let socket = port.fd().try_clone_to_owned();
@@ -336,6 +340,14 @@ impl Attacher {
         let mut result = detached.map_err(AttachError::from);
         for (queue, worker) in (0u16..).zip(&port.queues) {
             let removed = self.engine.remove_port(usize::from(*worker), port.id, queue);
+            if let Ok(Some(lost @ 1..)) = removed {
+                tracing::warn!(
+                    device = name,
+                    queue,
+                    lost,
+                    "the device keeps frames: their memory is not used again"
+                );
+            }
             result = result.and(removed.map(drop).map_err(AttachError::from));
         }
         // Only now: a driver takes settings back that it refuses under a program or a socket.

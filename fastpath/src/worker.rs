@@ -299,7 +299,8 @@ impl Worker {
         busy |= self.adopt(mailbox);
         self.transmit(&mailbox.stats);
         for local in &mut self.ports {
-            local.port.refill(&mut self.pool);
+            // No event tells when a device takes more: the worker stays awake for what is not sent yet.
+            busy |= local.port.refill(&mut self.pool);
         }
         self.sweep(&mailbox.stats, now);
         mailbox.stats.frames_free.store(self.pool.available() as u64, Relaxed);
@@ -475,13 +476,14 @@ impl Worker {
         for local in self.ports.iter_mut().filter(|l| !l.out.is_empty()) {
             for _ in 0..TX_TRIES {
                 sent += local.port.tx(&mut local.out) as u64;
-                if local.out.is_empty() {
+                if local.out.is_empty() || !local.port.up() {
                     break;
                 }
                 local.port.refill(&mut self.pool);
             }
+            let reason = if local.port.up() { DropReason::TxRingFull } else { DropReason::LinkDown };
             for frame in local.out.drain(..) {
-                count_drop(stats, DropReason::TxRingFull);
+                count_drop(stats, reason);
                 self.pool.put(frame);
             }
         }

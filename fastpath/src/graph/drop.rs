@@ -111,6 +111,8 @@ drop_reasons! {
     NoHeadroom = "no_headroom",
     /// The port it should leave by was removed.
     PortGone = "port_gone",
+    /// The device it should leave by is down or gone.
+    LinkDown = "link_down",
     /// The tx ring of the port stayed full.
     TxRingFull = "tx_ring_full",
     /// The queue to the worker that owns the port was full.
