@@ -169,3 +169,6 @@ pub fn vtep_mac(addr: IpAddr) -> Mac {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
