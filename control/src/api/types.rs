@@ -250,7 +250,7 @@ pub struct Flows {
 pub struct RouteRow {
     /// Destination.
     pub prefix: String,
-    /// `endpoint`, `tunnel`, `direct`, `host` or `no-endpoint`.
+    /// `endpoint`, `tunnel`, `direct`, `host`, `no-endpoint` or `unreachable`.
     pub kind: String,
     /// Next hop or remote VTEP.
     pub via: Option<IpAddr>,
