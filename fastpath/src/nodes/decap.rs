@@ -4,7 +4,7 @@
 //! with that address and port is dropped by name. The outer ECN is combined into the inner header (RFC 6040).
 //! The outer UDP checksum is not verified (RFC 7348 4.3 leaves that to the receiver): the device has, and the inner
 //! packet has its own.
-//! Limit: fragmented outer packets are not reassembled (the tunnel's MTU keeps them from arising).
+//! Limit: fragmented outer packets are not reassembled, but dropped by name (the tunnel's MTU keeps them from arising).
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId};
@@ -33,6 +33,9 @@ impl Node for Decap {
         let Some(&tunnel) = cx.snap.vteps.get(&key.src) else {
             return Next::Drop(DropReason::UnknownVtep);
         };
+        if meta.frag != 0 {
+            return Next::Drop(DropReason::TunnelFragment);
+        }
         let Ok(found) = vxlan::inner(cx.packets.data(i), &meta) else {
             return Next::Drop(DropReason::MalformedVxlan);
         };
