@@ -115,6 +115,8 @@ drop_reasons! {
     SctpFragment = "sctp_fragment",
     /// VXLAN packet in fragments: the MTU between the nodes is smaller than configured.
     TunnelFragment = "tunnel_fragment",
+    /// ICMP "too big" about a tunnel packet that quotes too little to tell whose packet was inside.
+    TunnelErrorShort = "tunnel_error_short",
     /// No free slot in the flow table and nothing that may be evicted.
     FlowTableFull = "flow_table_full",
     /// Not enough headroom in the frame for the outer header.

@@ -15,6 +15,7 @@ mod route;
 mod service;
 mod snat;
 mod source;
+mod too_big;
 
 pub use decap::Decap;
 pub use encap::Encap;
