@@ -13,17 +13,17 @@ use std::time::{Duration, Instant, SystemTime};
 use fastpath::engine::{Engine, Event};
 use fastpath::packet::{Mac, PortId};
 use fastpath::snapshot::{PortRole, Snapshot};
-use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 
 use crate::attach::{Attacher, Wanted, max_mtu};
 use crate::compile::tables::Tables;
 use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::Config;
 use crate::explain::LiveExplainer;
-use crate::netdev::{NetView, NudState, Resolver, select_uplinks};
+use crate::netdev::{NetView, NudState, ReservedPorts, Resolver, select_uplinks};
 use crate::source::Update;
 
 mod heartbeat;
+mod pinhole;
 mod start;
 mod view;
 
@@ -52,6 +52,8 @@ struct Daemon {
     /// Policies, services, source translation.
     tables: Tables,
     resolver: Resolver,
+    /// Ports of translated sources, kept from the kernel.
+    reserved: Option<ReservedPorts>,
     update: Arc<Update>,
     net: Arc<NetView>,
     /// What the workers were last given.
@@ -64,6 +66,8 @@ struct Daemon {
     asked: VecDeque<(u32, IpAddr)>,
     /// Pins of an earlier run are dropped after the first pass.
     reaped: bool,
+    /// What could not be had at start.
+    start_problems: Vec<String>,
     attach_problems: Vec<String>,
     compile_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -101,9 +105,7 @@ impl Daemon {
             tracing::debug!(generation = self.snapshot.generation, "published");
         }
         self.kernel_problems.clear();
-        if let Err(e) = self.attacher.redirect.set_pinhole(&self.pinhole()) {
-            self.kernel_problems.push(e.to_string());
-        }
+        self.open_pinhole();
         self.resolver.want(neighbors.into_iter().chain(self.asked.iter().copied()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
@@ -162,18 +164,6 @@ impl Daemon {
             Err(e) => self.attach_problems.push(e.to_string()),
         }
         wanted
-    }
-
-    /// What the uplink's program lets through to us.
-    fn pinhole(&self) -> Pinhole {
-        let snapshot = &self.snapshot;
-        let this = self.update.model.nodes.get(&self.node);
-        let cidrs = this.map(|n| n.pod_cidrs.as_slice()).unwrap_or_default().iter();
-        let pods = snapshot.local.keys().map(|ip| Prefix::host(IpAddr::from(*ip)));
-        let local = cidrs.flat_map(|c| Prefix::new(c.network(), c.prefix_len())).chain(pods).collect();
-        let port = snapshot.settings.vxlan_port;
-        let vteps = snapshot.node.vteps.iter().map(|ip| Tunnel { addr: IpAddr::from(*ip), port });
-        Pinhole { local, tunnels: vteps.collect(), ..Pinhole::default() }
     }
 
     /// Takes what workers ask for, and sees to it that the kernel resolves what it dropped. Returns whether to sync.
