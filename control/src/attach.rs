@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use fastpath::engine::{Engine, EngineError};
@@ -256,7 +257,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// Prepares the device, opens a socket for each queue, attaches the program, gives the queues to workers.
+    /// Prepares the device, opens a socket for each queue, gives the queues to workers, attaches the program.
     fn open(
         &mut self,
         link: &Link,
@@ -267,21 +268,24 @@ impl Attacher {
         let role = if wanted.role == PortRole::Uplink { Role::Uplink } else { Role::Endpoint };
         let queues = self.prepare(link, wanted, self.config.mode == ModeRequest::Generic, parts)?;
         parts.zero_copy = true;
+        let mut sockets = Vec::new();
         for queue in 0..queues {
             let mut config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
             if wanted.role != PortRole::Uplink {
                 // A veth only copies: no attempt at zero copy on memory of its own.
                 config.mode = xsk::Mode::Copy;
             }
+            if wanted.role != PortRole::Pod {
+                // There is one for all pods: its first burst is none that it could grow with.
+                config.fill_start = config.rx_ring;
+            }
             let port = self.umem.open(&config)?;
             parts.zero_copy &= port.zero_copy();
-            let registered = self.redirect.register_socket(link.index, queue, port.fd());
+            let socket = port.fd().try_clone_to_owned();
             parts.ports.push_back(port);
-            registered?;
-        }
-        let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
-        if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
-            self.prepare(link, wanted, true, parts)?;
+            let failed =
+                |source| XskError::Open { ifname: config.ifname.clone(), queue, mode: config.mode, source };
+            sockets.push(socket.map_err(failed)?);
         }
         // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
         // as workers, each worker has one of its own to send by.
@@ -289,8 +293,17 @@ impl Attacher {
         while let Some(port) = parts.ports.pop_front() {
             let queue = u16::try_from(parts.queues.len()).unwrap_or(u16::MAX);
             let worker = (usize::from(id.0) + usize::from(queue)) % workers;
-            self.engine.add_port(worker, id, queue, Box::new(port))?;
+            // First, so that the port is taken back also when the worker takes it late.
             parts.queues.push(u16::try_from(worker).unwrap_or(0));
+            self.engine.add_port(worker, id, queue, Box::new(port))?;
+        }
+        // Only now, when the workers have stocked them: a packet for a socket without frames is lost.
+        for (queue, socket) in (0..).zip(&sockets) {
+            self.redirect.register_socket(link.index, queue, socket.as_fd())?;
+        }
+        let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
+        if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
+            self.prepare(link, wanted, true, parts)?;
         }
         Ok((mode, parts.queues.clone()))
     }
@@ -327,6 +340,14 @@ impl Attacher {
         let mut result = detached.map_err(AttachError::from);
         for (queue, worker) in (0u16..).zip(&port.queues) {
             let removed = self.engine.remove_port(usize::from(*worker), port.id, queue);
+            if let Ok(Some(lost @ 1..)) = removed {
+                tracing::warn!(
+                    device = name,
+                    queue,
+                    lost,
+                    "the device keeps frames: their memory is not used again"
+                );
+            }
             result = result.and(removed.map(drop).map_err(AttachError::from));
         }
         // Only now: a driver takes settings back that it refuses under a program or a socket.

@@ -250,7 +250,7 @@ pub struct Flows {
 pub struct RouteRow {
     /// Destination.
     pub prefix: String,
-    /// `endpoint`, `tunnel`, `direct`, `host` or `no-endpoint`.
+    /// `endpoint`, `tunnel`, `direct`, `host`, `no-endpoint` or `unreachable`.
     pub kind: String,
     /// Next hop or remote VTEP.
     pub via: Option<IpAddr>,
@@ -305,13 +305,17 @@ pub struct QueueStats {
     pub tx_retries: u64,
     /// Frames the tx ring had no room for.
     pub tx_ring_full: u64,
+    /// Frames too short to be sent, or too long for this port's memory.
+    pub tx_invalid: u64,
+    /// System calls to send that failed, as when the device is down.
+    pub tx_errors: u64,
     /// Dropped by the kernel before the socket.
     pub kernel_rx_dropped: u64,
     /// Dropped because the rx ring was full.
     pub kernel_rx_ring_full: u64,
     /// Times the fill ring was empty.
     pub kernel_fill_empty: u64,
-    /// Invalid tx descriptors.
+    /// Descriptors that the kernel refused to send.
     pub kernel_tx_invalid: u64,
 }
 
@@ -329,6 +333,8 @@ impl QueueStats {
             tx_kicks: s.tx_kicks,
             tx_retries: s.tx_retries,
             tx_ring_full: s.tx_ring_full,
+            tx_invalid: s.tx_invalid,
+            tx_errors: s.tx_errors,
             kernel_rx_dropped: s.kernel_rx_dropped,
             kernel_rx_ring_full: s.kernel_rx_ring_full,
             kernel_fill_empty: s.kernel_fill_empty,

@@ -181,10 +181,12 @@ pub(super) fn ports(answer: &Ports) -> String {
         "KICKS>",
         "RETRIES>",
         "TX-FULL>",
+        "TX-INVALID>",
+        "TX-ERRORS>",
         "RX-DROP>",
         "RX-FULL>",
         "FILL-EMPTY>",
-        "TX-INVALID>",
+        "BAD-DESC>",
     ]);
     for p in &answer.ports {
         for q in &p.queues {
@@ -202,6 +204,8 @@ pub(super) fn ports(answer: &Ports) -> String {
                 q.tx_kicks.to_string(),
                 q.tx_retries.to_string(),
                 q.tx_ring_full.to_string(),
+                q.tx_invalid.to_string(),
+                q.tx_errors.to_string(),
                 q.kernel_rx_dropped.to_string(),
                 q.kernel_rx_ring_full.to_string(),
                 q.kernel_fill_empty.to_string(),

@@ -15,8 +15,9 @@ use super::view::Asker;
 use super::*;
 use crate::api::Instance;
 use crate::attach::AttachConfig;
-use crate::config;
-use crate::netdev::{Preparer, Watcher};
+use crate::compile::tables::SnatSettings;
+use crate::config::{self, SnatPorts};
+use crate::netdev::{Preparer, ReservedPorts, Watcher};
 use crate::source::DirectorySource;
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -123,10 +124,14 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         seed: random_seed()?,
     };
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
+    let (reserved, start_problems) = reserve_ports(&config);
     let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config));
     Ok(Daemon {
         cores: workers.iter().filter_map(|w| w.core).collect(),
         overlay: overlay(&config),
+        reserved,
+        start_problems,
+        tables: Tables::new(&node, workers.len(), snat_settings(&config)),
         config,
         node,
         started: Instant::now(),
@@ -192,9 +197,39 @@ fn overlay(config: &Config) -> Overlay {
             vxlan_port: config.overlay.port,
             outer_udp6_checksum: config.overlay.udp6_checksum,
             tcp_pickup: config.flow.tcp_pickup == config::TcpPickup::Allow,
-            reject_denied: false,
+            reject_denied: config.policy.deny == config::Deny::Reject,
             icmp_rate: config.icmp.errors_per_second,
         },
+    }
+}
+
+/// Keeps the ports of translated sources from the kernel. Without that, the node's own connections may take one
+/// and hear nothing: reported, and no reason not to start.
+fn reserve_ports(config: &Config) -> (Option<ReservedPorts>, Vec<String>) {
+    let SnatPorts { first, last } = config.snat.port_range;
+    let reserve = || {
+        let mut ports = ReservedPorts::open(&config.daemon.state_dir)?;
+        ports.reserve(first, last).map(|()| ports)
+    };
+    match reserve() {
+        Ok(ports) => (Some(ports), Vec::new()),
+        Err(e) => {
+            let problem = format!(
+                "snat.port_range {first}-{last} is not kept from the kernel: {e}; \
+                 set net.ipv4.ip_local_reserved_ports yourself"
+            );
+            tracing::warn!("{problem}");
+            (None, vec![problem])
+        }
+    }
+}
+
+fn snat_settings(config: &Config) -> SnatSettings {
+    let SnatPorts { first, last } = config.snat.port_range;
+    SnatSettings {
+        outgoing: config.snat.enabled,
+        ports: (first, last),
+        inside: config.services.cidrs.iter().chain(&config.snat.exempt_cidrs).copied().collect(),
     }
 }
 
@@ -222,6 +257,9 @@ impl Daemon {
     /// Leaves the kernel as it was found.
     fn stop(mut self) {
         for e in self.resolver.release_all() {
+            tracing::warn!("{e}");
+        }
+        if let Some(Err(e)) = self.reserved.as_mut().map(ReservedPorts::release) {
             tracing::warn!("{e}");
         }
         for problem in self.attacher.shutdown() {

@@ -80,7 +80,8 @@ impl Daemon {
 
     fn status(&self) -> Status {
         let engine = &self.attacher.engine;
-        let mut degraded: Vec<String> = self.attach_problems.clone();
+        let mut degraded: Vec<String> = self.start_problems.clone();
+        degraded.extend(self.attach_problems.iter().cloned());
         degraded.extend(self.compile_problems.iter().cloned());
         degraded.extend(self.kernel_problems.iter().cloned());
         let wrong = self.update.problems.iter().filter(|p| p.severity == Severity::Error).count();
@@ -182,7 +183,7 @@ impl Daemon {
             let first = n.pod_cidrs.first().and_then(|c| self.snapshot.routes.lookup(c.network().into()));
             let reach = match first {
                 _ if n.name == self.node => Reach::Local,
-                Some(Route::Tunnel(_)) => Reach::Tunnel,
+                Some(Route::Tunnel(i)) if self.is_usable(*i) => Reach::Tunnel,
                 Some(Route::NextHop(_)) => Reach::Direct,
                 _ => Reach::Unreachable,
             };
@@ -196,6 +197,12 @@ impl Daemon {
             }
         });
         nodes.collect()
+    }
+
+    /// Whether there is a tunnel of that index, and a way to its other end.
+    fn is_usable(&self, tunnel: u16) -> bool {
+        let tunnel = self.snapshot.tunnels.get(usize::from(tunnel));
+        tunnel.is_some_and(|t| usize::from(t.next_hop) < self.snapshot.next_hops.len())
     }
 
     fn flows(&self, limit: u32) -> Flows {
@@ -237,6 +244,7 @@ impl Daemon {
             .iter()
             .map(|(prefix, route)| {
                 let (kind, via, device) = match route {
+                    Route::Tunnel(NO_INDEX) => ("unreachable", None, None),
                     Route::Tunnel(i) => {
                         let tunnel = snap.tunnels.get(usize::from(*i));
                         let hop = tunnel.and_then(|t| snap.next_hops.get(usize::from(t.next_hop)));
