@@ -3,18 +3,19 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use fastpath::engine::{Engine, EngineError};
 use fastpath::io::frame::HEADROOM;
-use fastpath::io::xsk::{self, OpenConfig, Umem, XskError};
+use fastpath::io::xsk::{self, OpenConfig, Umem, XskError, XskPort};
 use fastpath::packet::{Mac, PortId};
 use fastpath::snapshot::PortRole;
 use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
 
 use crate::compile::Port;
 use crate::model::ObjectName;
-use crate::netdev::{self, Link, NetView, Plan, Prepared, Preparer};
+use crate::netdev::{self, Link, LinkKind, NetView, Plan, Prepared, Preparer};
 
 /// A device that should be a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,14 @@ pub struct Wanted {
     pub peer_mac: Option<Mac>,
     /// The pod's network namespace, where the manifest names it.
     pub netns: Option<std::path::PathBuf>,
+}
+
+impl Wanted {
+    /// Whether a port that was attached for `old` can go on for this: to attach it again costs packets, and leaves the
+    /// device without its program for a moment.
+    fn keeps(&self, old: &Self) -> bool {
+        (self.role, &self.netns) == (old.role, &old.netns)
+    }
 }
 
 /// Why a device did not become a port.
@@ -80,6 +89,17 @@ pub struct Attached {
     /// What the device could not be given; the dataplane works without.
     pub notes: Vec<String>,
     prepared: Vec<Prepared>,
+}
+
+impl Attached {
+    /// Goes on for another pod, or for one of which something else is known now.
+    fn take_on(&mut self, wanted: &Wanted) {
+        if self.wanted != *wanted {
+            self.port.pod.clone_from(&wanted.pod);
+            self.port.peer_mac = wanted.peer_mac;
+            self.wanted = wanted.clone();
+        }
+    }
 }
 
 /// How devices are attached.
@@ -156,7 +176,7 @@ impl Attacher {
             .values()
             .filter(|a| {
                 let link = view.links.get(&a.port.ifindex).filter(|l| *l.name == *a.port.name);
-                link.is_none() || wanted.get(&*a.port.name) != Some(&a.wanted)
+                link.is_none() || !wanted.get(&*a.port.name).is_some_and(|w| w.keeps(&a.wanted))
             })
             .map(|a| Arc::clone(&a.port.name))
             .collect();
@@ -167,7 +187,10 @@ impl Attacher {
         }
         for (name, wanted) in wanted {
             match self.attached.get_mut(name.as_str()) {
-                Some(attached) => follow(attached, view),
+                Some(attached) => {
+                    attached.take_on(wanted);
+                    follow(attached, view);
+                }
                 None => {
                     if let Err(e) = self.attach(name, wanted, view) {
                         problems.push((name.clone(), e));
@@ -180,6 +203,12 @@ impl Attacher {
 
     fn attach(&mut self, name: &str, wanted: &Wanted, view: &NetView) -> Result<(), AttachError> {
         let link = view.link_by_name(name).ok_or(AttachError::NoDevice)?;
+        if wanted.role == PortRole::Pod && link.kind != LinkKind::Veth {
+            // All IP of a port of this role goes to the socket: by a wrong annotation that would be a NIC's.
+            return Err(
+                netdev::Error::NotVeth { device: name.to_owned(), kind: link.kind.to_string() }.into()
+            );
+        }
         if !link.up {
             return Err(AttachError::Down);
         }
@@ -228,7 +257,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// Prepares the device, opens a socket for each queue, attaches the program, gives the queues to workers.
+    /// Prepares the device, opens a socket for each queue, gives the queues to workers, attaches the program.
     fn open(
         &mut self,
         link: &Link,
@@ -239,29 +268,42 @@ impl Attacher {
         let role = if wanted.role == PortRole::Uplink { Role::Uplink } else { Role::Endpoint };
         let queues = self.prepare(link, wanted, self.config.mode == ModeRequest::Generic, parts)?;
         parts.zero_copy = true;
-        let mut ports = Vec::new();
+        let mut sockets = Vec::new();
         for queue in 0..queues {
             let mut config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
             if wanted.role != PortRole::Uplink {
                 // A veth only copies: no attempt at zero copy on memory of its own.
                 config.mode = xsk::Mode::Copy;
             }
+            if wanted.role != PortRole::Pod {
+                // There is one for all pods: its first burst is none that it could grow with.
+                config.fill_start = config.rx_ring;
+            }
             let port = self.umem.open(&config)?;
-            self.redirect.register_socket(link.index, queue, port.fd())?;
             parts.zero_copy &= port.zero_copy();
-            ports.push(port);
-        }
-        let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
-        if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
-            self.prepare(link, wanted, true, parts)?;
+            let socket = port.fd().try_clone_to_owned();
+            parts.ports.push_back(port);
+            let failed =
+                |source| XskError::Open { ifname: config.ifname.clone(), queue, mode: config.mode, source };
+            sockets.push(socket.map_err(failed)?);
         }
         // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
         // as workers, each worker has one of its own to send by.
         let workers = self.engine.workers();
-        let owners = (0..ports.len()).map(|queue| (usize::from(id.0) + queue) % workers);
-        for ((queue, port), worker) in (0u16..).zip(ports).zip(owners) {
-            self.engine.add_port(worker, id, queue, Box::new(port))?;
+        while let Some(port) = parts.ports.pop_front() {
+            let queue = u16::try_from(parts.queues.len()).unwrap_or(u16::MAX);
+            let worker = (usize::from(id.0) + usize::from(queue)) % workers;
+            // First, so that the port is taken back also when the worker takes it late.
             parts.queues.push(u16::try_from(worker).unwrap_or(0));
+            self.engine.add_port(worker, id, queue, Box::new(port))?;
+        }
+        // Only now, when the workers have stocked them: a packet for a socket without frames is lost.
+        for (queue, socket) in (0..).zip(&sockets) {
+            self.redirect.register_socket(link.index, queue, socket.as_fd())?;
+        }
+        let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
+        if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
+            self.prepare(link, wanted, true, parts)?;
         }
         Ok((mode, parts.queues.clone()))
     }
@@ -298,6 +340,14 @@ impl Attacher {
         let mut result = detached.map_err(AttachError::from);
         for (queue, worker) in (0u16..).zip(&port.queues) {
             let removed = self.engine.remove_port(usize::from(*worker), port.id, queue);
+            if let Ok(Some(lost @ 1..)) = removed {
+                tracing::warn!(
+                    device = name,
+                    queue,
+                    lost,
+                    "the device keeps frames: their memory is not used again"
+                );
+            }
             result = result.and(removed.map(drop).map_err(AttachError::from));
         }
         // Only now: a driver takes settings back that it refuses under a program or a socket.
@@ -313,6 +363,9 @@ impl Attacher {
         let _ = self.redirect.detach(ifindex);
         for (queue, worker) in (0u16..).zip(&parts.queues) {
             let _ = self.engine.remove_port(usize::from(*worker), id, queue);
+        }
+        for port in parts.ports {
+            self.engine.close_port(Box::new(port));
         }
         for prepared in &parts.prepared {
             let _ = self.preparer.restore(prepared);
@@ -367,6 +420,9 @@ pub fn max_mtu(frame_size: u32) -> u32 {
 #[derive(Debug, Default)]
 struct Parts {
     prepared: Vec<Prepared>,
+    /// Sockets that no worker has yet.
+    ports: VecDeque<XskPort>,
+    /// Workers that have a queue, by queue.
     queues: Vec<u16>,
     zero_copy: bool,
 }

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub tunnels: Vec<Tunnel>,
     /// Tunnel by its remote VTEP address: the VTEPs that `decap` accepts.
     pub vteps: HashMap<Ip, u16>,
+    /// Addresses of nodes that are behind a tunnel: answers to them go through it, as what they answer came.
+    pub node_tunnels: HashMap<Ip, u16>,
     /// Next hops on the uplinks.
     pub next_hops: Vec<NextHop>,
     /// Which connections the pods of this node may open and accept.
@@ -261,12 +263,12 @@ impl Snapshot {
         if let Some(port) = self.local.get(&dst) {
             return Ok(direct(*port));
         }
+        // Only flows lead there; without one the gateway is nobody.
+        if dst == GATEWAY_V4 || dst == GATEWAY_V6 {
+            return Err(Unroutable::NoHostPort);
+        }
         match self.routes.lookup(dst).copied().ok_or(Unroutable::NoRoute)? {
-            Route::Tunnel(index) => {
-                let tunnel = self.tunnels.get(usize::from(index)).ok_or(Unroutable::NoRoute)?;
-                let hop = self.next_hops.get(usize::from(tunnel.next_hop)).ok_or(Unroutable::NoRoute)?;
-                Ok(Egress { port: hop.port, tunnel: index, next_hop: tunnel.next_hop, mtu: tunnel.mtu })
-            }
+            Route::Tunnel(index) => self.through(index).ok_or(Unroutable::NoRoute),
             Route::NextHop(index) => {
                 let hop = self.next_hops.get(usize::from(index)).ok_or(Unroutable::NoRoute)?;
                 Ok(Egress { next_hop: index, ..direct(hop.port) })
@@ -274,6 +276,20 @@ impl Snapshot {
             Route::NoEndpoint => Err(Unroutable::NoEndpoint),
             Route::Host => self.host_port().map(direct).ok_or(Unroutable::NoHostPort),
         }
+    }
+
+    /// The way back to the source of a flow, `None` when there is none.
+    #[inline]
+    #[must_use]
+    pub fn egress_back(&self, src: Ip) -> Option<Egress> {
+        let tunnel = self.node_tunnels.get(&src).and_then(|index| self.through(*index));
+        tunnel.or_else(|| self.egress(src).ok())
+    }
+
+    fn through(&self, index: u16) -> Option<Egress> {
+        let tunnel = self.tunnels.get(usize::from(index))?;
+        let hop = self.next_hops.get(usize::from(tunnel.next_hop))?;
+        Some(Egress { port: hop.port, tunnel: index, next_hop: tunnel.next_hop, mtu: tunnel.mtu })
     }
 
     /// The port into the host's stack.
@@ -294,6 +310,9 @@ impl Snapshot {
     /// The source of ICMP errors to a receiver of `ip`'s family.
     #[must_use]
     pub fn icmp_source(&self, to: Ip) -> Option<Ip> {
-        if to.is_v4() { self.node.icmp_v4 } else { self.node.icmp_v6 }
+        let (own, gateway) =
+            if to.is_v4() { (self.node.icmp_v4, GATEWAY_V4) } else { (self.node.icmp_v6, GATEWAY_V6) };
+        // A node without an address of the family speaks to its own pods as their gateway.
+        own.or_else(|| self.local.contains_key(&to).then_some(gateway))
     }
 }

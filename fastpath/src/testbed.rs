@@ -10,8 +10,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::graph::DropReason;
-use crate::io::Pool;
 use crate::io::mem::{MemHandle, MemPort};
+use crate::io::{Frame, Pool};
 use crate::packet::{Ip, Mac, NO_INDEX, PortId};
 use crate::snapshot::{
     GATEWAY_MAC, NextHop, NodeInfo, PortInfo, PortRole, Route, Settings, Snapshot, Snat, Tunnel,
@@ -113,6 +113,7 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
             mtu: 1500 - overhead,
         }];
         snap.vteps.insert(underlay(v6, other), 0);
+        snap.node_tunnels.extend([false, true].map(|family| (underlay(family, other), 0)));
     }
     for family in [false, true] {
         let bits = if family { 64 } else { 24 };
@@ -196,6 +197,11 @@ impl Bed {
     /// Lets the worker pass until there is nothing to do, then collects what each port sent.
     pub fn run(&mut self) -> Vec<(PortId, Vec<u8>)> {
         while self.worker.pass() {}
+        self.collect()
+    }
+
+    /// Collects what each port has sent so far.
+    pub fn collect(&mut self) -> Vec<(PortId, Vec<u8>)> {
         let mut out = Vec::new();
         for (port, wire) in &self.wires {
             while let Some(frame) = wire.collect() {
@@ -204,6 +210,11 @@ impl Bed {
             }
         }
         out
+    }
+
+    /// Frames that are free: all of them, when no packet is under way or held.
+    pub fn free_frames(&mut self) -> usize {
+        [self.worker.pool(), &mut self.injector].into_iter().map(count).sum()
     }
 
     /// Moves the clock.
@@ -227,6 +238,13 @@ impl Bed {
         };
         DropReason::ALL.iter().map(|r| (*r, count(r))).filter(|(_, n)| *n > 0).collect()
     }
+}
+
+fn count(pool: &mut Pool) -> usize {
+    let all: Vec<Frame> = core::iter::from_fn(|| pool.get()).collect();
+    let len = all.len();
+    all.into_iter().for_each(|frame| pool.put(frame));
+    len
 }
 
 /// A frame as pod `n` of `node` sends it.

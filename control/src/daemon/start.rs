@@ -142,7 +142,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         snapshot: Arc::new(Snapshot::default()),
         synced: None,
         remembered: BTreeMap::new(),
-        asked: VecDeque::new(),
+        asked: super::asked::Asked::default(),
         reaped: false,
         attach_problems: Vec::new(),
         compile_problems: Vec::new(),

@@ -83,6 +83,8 @@ impl Node for Icmp {
         let ethertype = if receiver.is_v4() { eth::ethertype::IPV4 } else { eth::ethertype::IPV6 };
         eth::Packet::new_unchecked(frame.data_mut()).set_ethertype(ethertype);
 
+        // As it was made: a tunnel copies it out.
+        let tos = if made == proto::ICMP { icmp::INTERNETWORK_CONTROL } else { 0 };
         let key = FlowKey { src: source, dst: receiver, sport: 0, dport: 0, proto: made };
         *cx.packets.meta_mut(i) = Meta {
             hash: key.hash(cx.flows.seed()),
@@ -92,9 +94,9 @@ impl Node for Icmp {
             l3_len: u16::try_from(len).unwrap_or(0),
             tunnel: egress.tunnel,
             next_hop: egress.next_hop,
-            mtu: egress.mtu,
             proto: made,
-            flags: flags::LOCAL_ORIGIN | (meta.flags & flags::V6),
+            tos,
+            flags: flags::DF | (meta.flags & flags::V6),
             ..Meta::default()
         };
         cx.stats.icmp_errors.add(1);

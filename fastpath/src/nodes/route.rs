@@ -7,8 +7,8 @@
 
 use super::snat::Candidates;
 use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, count_flow};
-use crate::packet::{FlowKey, Meta, flags};
-use crate::snapshot::{Egress, Unroutable};
+use crate::packet::{FlowKey, Meta, NO_INDEX, flags};
+use crate::snapshot::{Egress, PortRole, Unroutable};
 use crate::tables::flow::{Inserted, NewFlow, Transform};
 use crate::wire::checksum;
 use crate::wire::icmp::ErrorKind;
@@ -30,12 +30,18 @@ impl Node for Route {
             Err(why) => return unroutable(cx, &setup, why),
         };
         // A source outside every route (an external client) is answered by whatever way exists then.
-        let backward = cx.snap.egress(original.src).ok();
-        let ahead = if setup.reply { backward } else { Some(forward) };
-        if meta.has(flags::DECAPPED) && !ahead.is_some_and(|e| is_local(cx, &e)) {
+        let backward = cx.snap.egress_back(original.src);
+        let (behind, ahead) = if setup.reply { (Some(forward), backward) } else { (backward, Some(forward)) };
+        // Answers to what this node translated go on to where the question came from.
+        let answer = setup.reply && original != translated;
+        if meta.has(flags::DECAPPED) && !answer && !ahead.is_some_and(|e| is_local(cx, &e)) {
             return Next::Drop(DropReason::TunnelNotLocal);
         }
+        if behind.is_some_and(|e| is_spoofed(cx, &meta, &e)) {
+            return Next::Drop(DropReason::SourceWrongWay);
+        }
         let ways = Ways { forward, backward };
+        // They follow a flow that exists: a packet of its own renews it.
         if meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) != 0 {
             return send(cx, i, &setup, &ways.transforms(&setup, &translated));
         }
@@ -91,8 +97,15 @@ fn send(cx: &mut Context<'_>, i: u16, setup: &Setup, transforms: &Transforms) ->
     Next::Rewrite
 }
 
+/// Whether a packet from the uplink has a source that is reached by a tunnel it did not come through.
+fn is_spoofed(cx: &Context<'_>, meta: &Meta, behind: &Egress) -> bool {
+    let tunnel = if meta.has(flags::DECAPPED) { meta.tunnel } else { NO_INDEX };
+    let uplink = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
+    uplink && behind.tunnel != NO_INDEX && behind.tunnel != tunnel
+}
+
 fn is_local(cx: &Context<'_>, egress: &Egress) -> bool {
-    cx.snap.port(egress.port).is_some_and(|p| p.role != crate::snapshot::PortRole::Uplink)
+    cx.snap.port(egress.port).is_some_and(|p| p.role != PortRole::Uplink)
 }
 
 /// No way on: the flow, if there was one, ends; the sender of a first packet is told.

@@ -76,7 +76,8 @@ impl Node for Snat {
 
 /// Whether a connection is one of a pod of this node to the outside.
 pub(super) fn leaves(snap: &Snapshot, src: Ip, dst: Ip) -> bool {
-    snap.snat.outgoing && snap.local.contains_key(&src) && snap.snat.inside.lookup(dst).is_none()
+    let gateway = dst == GATEWAY_V4 || dst == GATEWAY_V6;
+    snap.snat.outgoing && !gateway && snap.local.contains_key(&src) && snap.snat.inside.lookup(dst).is_none()
 }
 
 /// Whether an address is one that sources of connections from this node are translated to.

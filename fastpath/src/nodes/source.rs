@@ -1,12 +1,13 @@
 //! `source`: after `parse` and `decap`. A packet may come only from where its source address lives.
 //!
 //! A pod sends only from its own addresses; the uplink and the tunnel never bring an address of a pod on
-//! this node. Runs on every packet, also of known flows, so that a flow cannot be joined from elsewhere.
+//! this node. Runs on every packet, also of known flows, so that no flow of a pod here can be joined from elsewhere.
+//! Whether a pod of another node came through that node's tunnel is `route`'s to see, once a flow.
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId};
-use crate::packet::{Ip, Meta, flags};
-use crate::snapshot::PortRole;
+use crate::packet::{Ip, Meta, PortId, flags};
+use crate::snapshot::{PortRole, Snapshot};
 
 /// The node.
 #[derive(Debug, Default)]
@@ -18,7 +19,6 @@ impl Node for Source {
     #[inline]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let meta = cx.packets.meta(i);
-        let Some(port) = cx.snap.port(meta.ingress) else { return Next::Drop(DropReason::PortGone) };
         // The key of an ICMP error is the quoted packet's, so its own source is read from the header.
         let src = if meta.has(flags::ICMP_ERROR) {
             let Some(src) = addresses(cx.packets.data(i), meta).map(|(src, _)| src) else {
@@ -28,11 +28,22 @@ impl Node for Source {
         } else {
             cx.packets.key(i).src
         };
-        match port.role {
-            PortRole::Pod if !port.addrs.contains(&src) => Next::Drop(DropReason::SourceNotOwn),
-            PortRole::Uplink if cx.snap.local.contains_key(&src) => Next::Drop(DropReason::SourceIsLocal),
-            _ => Next::Flow,
+        match refused(cx.snap, meta.ingress, src) {
+            Some(reason) => Next::Drop(reason),
+            None if meta.frag != 0 => Next::Fragment,
+            None => Next::Flow,
         }
+    }
+}
+
+/// Why a packet from `src` may not come in by a port.
+#[inline]
+pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropReason> {
+    let Some(port) = snap.port(ingress) else { return Some(DropReason::PortGone) };
+    match port.role {
+        PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),
+        PortRole::Uplink if snap.local.contains_key(&src) => Some(DropReason::SourceIsLocal),
+        _ => None,
     }
 }
 

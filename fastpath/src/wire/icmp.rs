@@ -29,12 +29,17 @@ pub const MAX_ERROR_V4: usize = 576;
 /// Longest IPv6 packet that carries an error (RFC 4443 2.4 (c)), in bytes.
 pub const MAX_ERROR_V6: usize = 1280;
 
+/// Type of service of ICMP errors over IPv4: precedence 6, internetwork control (RFC 1812 4.3.2.5).
+pub const INTERNETWORK_CONTROL: u8 = 0xc0;
+
 /// Message types of ICMP.
 pub mod v4 {
     /// Echo reply.
     pub const ECHO_REPLY: u8 = 0;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
+    /// Code of destination unreachable: fragmentation needed (RFC 1191).
+    pub const FRAG_NEEDED: u8 = 4;
     /// Source quench (deprecated by RFC 6633).
     pub const SOURCE_QUENCH: u8 = 4;
     /// Redirect: for the link it is sent on, never forwarded.
@@ -275,7 +280,9 @@ impl ErrorKind {
             Self::HostUnreachable => ((v4::UNREACHABLE, 1), (v6::UNREACHABLE, 3), 0),
             Self::PortUnreachable => ((v4::UNREACHABLE, 3), (v6::UNREACHABLE, 4), 0),
             Self::AdminProhibited => ((v4::UNREACHABLE, 13), (v6::UNREACHABLE, 1), 0),
-            Self::FragNeeded { mtu } => ((v4::UNREACHABLE, 4), (v6::TOO_BIG, 0), u32::from(mtu)),
+            Self::FragNeeded { mtu } => {
+                ((v4::UNREACHABLE, v4::FRAG_NEEDED), (v6::TOO_BIG, 0), u32::from(mtu))
+            }
         };
         let (kind, code) = if ipv6 { v6 } else { v4 };
         Repr { kind, code, rest }
@@ -337,9 +344,11 @@ impl<'a> Offender<'a> {
     }
 }
 
-/// Writes the header of an IP packet made on this node: 64 hops, not to be fragmented.
+/// Hops that packets made on this node may take.
+pub const HOPS: u8 = 64;
+
+/// Writes the header of an IP packet made on this node, which is not to be fragmented.
 pub(crate) fn emit_ip(out: &mut [u8], src: Ip, dst: Ip, proto: u8, tos: u8, payload_len: u16) {
-    const HOPS: u8 = 64;
     if src.is_v4() {
         ipv4::Repr { src, dst, proto, tos, ttl: HOPS, df: true, ident: 0, payload_len }.emit(out);
     } else {
@@ -355,25 +364,37 @@ pub(crate) fn emit_ip(out: &mut [u8], src: Ip, dst: Ip, proto: u8, tos: u8, payl
 /// a single host's), when `src` is of the other family, or when `out` is too short.
 #[must_use]
 pub fn build_error(reply_to: &[u8], kind: ErrorKind, src: Ip, out: &mut [u8]) -> Option<usize> {
-    /// RFC 1812 4.3.2.5: errors go with precedence 6, internetwork control.
-    const INTERNETWORK_CONTROL: u8 = 0xc0;
     let offender = Offender::new(reply_to)?;
     if offender.is_icmp_error() || src.is_v4() != offender.src.is_v4() {
         return None;
     }
-    let (header, max, proto, tos) = if src.is_v4() {
-        (ipv4::HEADER_LEN, MAX_ERROR_V4, proto::ICMP, INTERNETWORK_CONTROL)
-    } else {
-        (ipv6::HEADER_LEN, MAX_ERROR_V6, proto::ICMPV6, 0)
-    };
+    let (header, max) =
+        if src.is_v4() { (ipv4::HEADER_LEN, MAX_ERROR_V4) } else { (ipv6::HEADER_LEN, MAX_ERROR_V6) };
     let quote = offender.packet.get(..max - header - HEADER_LEN).unwrap_or(offender.packet);
     let total = header + HEADER_LEN + quote.len();
-    let (ip, message) = out.get_mut(..total)?.split_at_mut(header);
-    emit_ip(ip, src, offender.src, proto, tos, len16(message.len()));
-    kind.repr(!src.is_v4()).emit(message);
-    put(message, HEADER_LEN, quote);
-    Packet::new_unchecked(message).fill_checksum(src, offender.src);
+    let packet = out.get_mut(..total)?;
+    put(packet, header + HEADER_LEN, quote);
+    head_error(packet, kind, src, offender.src);
     Some(total)
+}
+
+/// Writes the headers of an ICMP or ICMPv6 error in front of what it quotes, which is in its place in `packet` already.
+///
+/// `packet` is the whole IP packet, from `src` to `dst`, addresses of the same family; one that is too short for the
+/// headers stays as it is. The quote is not looked at: it may be cut short.
+pub fn head_error(packet: &mut [u8], kind: ErrorKind, src: Ip, dst: Ip) {
+    let (header, proto, tos) = if src.is_v4() {
+        (ipv4::HEADER_LEN, proto::ICMP, INTERNETWORK_CONTROL)
+    } else {
+        (ipv6::HEADER_LEN, proto::ICMPV6, 0)
+    };
+    let Some((ip, message)) = packet.split_at_mut_checked(header).filter(|(_, m)| m.len() >= HEADER_LEN)
+    else {
+        return;
+    };
+    emit_ip(ip, src, dst, proto, tos, len16(message.len()));
+    kind.repr(!src.is_v4()).emit(message);
+    Packet::new_unchecked(message).fill_checksum(src, dst);
 }
 
 #[cfg(test)]
