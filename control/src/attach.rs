@@ -285,7 +285,7 @@ impl Attacher {
                 config.mode = xsk::Mode::Copy;
             }
             if wanted.role != PortRole::Pod {
-                // There is one for all pods: its first burst is none that it could grow with.
+                // It carries the traffic of all pods: the first burst is not to be lost to the growing.
                 config.fill_start = config.rx_ring;
             }
             if self.refused.contains(&link.name) {
