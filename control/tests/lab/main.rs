@@ -17,17 +17,21 @@
 //! | `churn` | pods, routes and neighbours that come and go under traffic; 100 pods |
 //! | `manifests` | the folder of YAML: changes, mistakes |
 //! | `cli` | exit codes, JSON, help |
+//! | `conformance` | NetworkPolicy: everybody asks everybody under 80 sets of policies |
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
 
 mod churn;
 mod cli;
+mod conformance;
 mod errors;
 mod forwarding;
 mod harness;
 mod interop;
 mod lifecycle;
 mod manifests;
+#[path = "../oracle/mod.rs"]
+mod oracle;
 mod pinhole;
 mod security;
 mod selftest;

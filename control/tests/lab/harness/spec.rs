@@ -34,7 +34,7 @@ impl Encap {
 }
 
 /// Address family: of the outer header, or of what a test sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Family {
     /// IPv4.
     V4,
