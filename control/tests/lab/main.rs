@@ -33,6 +33,8 @@ mod manifests;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod pinhole;
+mod policy;
 mod security;
 mod selftest;
+mod service;
 mod traffic;

@@ -110,3 +110,64 @@ fn is_block(value: &Value) -> bool {
         _ => false,
     }
 }
+
+/// A Service.
+pub(crate) fn service(namespace: &str, name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    })
+}
+
+/// An EndpointSlice of a service, of one family; `ports` and `endpoints` as in the API.
+pub(crate) fn slice(
+    (namespace, service): (&str, &str),
+    family: Family,
+    ports: &Value,
+    endpoints: &[Value],
+) -> Value {
+    let (suffix, kind) = if family == Family::V4 { ("4", "IPv4") } else { ("6", "IPv6") };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("{service}-{suffix}"),
+            "namespace": namespace,
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": kind,
+        "ports": ports,
+        "endpoints": endpoints,
+    })
+}
+
+/// How an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// Ready, serving.
+    Ready,
+    /// Fails its readiness probe.
+    NotReady,
+    /// About to go, still serving.
+    Terminating,
+    /// About to go, no longer serving.
+    Gone,
+}
+
+/// One endpoint: a pod of the lab.
+pub(crate) fn endpoint(lab: &Lab, pod: &Pod, family: Family, condition: Condition) -> Value {
+    let (ready, serving, terminating) = match condition {
+        Condition::Ready => (true, true, false),
+        Condition::NotReady => (false, false, false),
+        Condition::Terminating => (false, true, true),
+        Condition::Gone => (false, false, true),
+    };
+    json!({
+        "addresses": [pod.ip(family).to_string()],
+        "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        "nodeName": node_name(lab.nodes[pod.node].spec.name),
+        "targetRef": {"kind": "Pod", "namespace": "default", "name": pod.name},
+    })
+}

@@ -7,6 +7,7 @@ pub(crate) mod capture;
 pub(crate) mod frame;
 pub(crate) mod icmp;
 pub(crate) mod matrix;
+pub(crate) mod named;
 pub(crate) mod sctp;
 pub(crate) mod tagged;
 pub(crate) mod tcp;
