@@ -25,11 +25,13 @@ mod churn;
 mod cli;
 mod conformance;
 mod errors;
+mod flood;
 mod forwarding;
 mod harness;
 mod interop;
 mod lifecycle;
 mod manifests;
+mod nat;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod pinhole;

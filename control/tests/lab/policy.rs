@@ -207,7 +207,8 @@ fn denied_is_silent() {
                 let seen = capture.stop();
                 // Neighbour discovery apart, nothing at all.
                 let ours = lab.pod("a1").ip(family);
-                let answers = views(&seen).filter(|(out, v)| !out && v.ip.is_some_and(|(_, to, _)| to == ours));
+                let answers =
+                    views(&seen).filter(|(out, v)| !out && v.ip.is_some_and(|(_, to, _)| to == ours));
                 assert_eq!(answers.count(), 0, "{direction} of {pod}: something came back");
             }
         }

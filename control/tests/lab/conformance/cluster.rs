@@ -121,7 +121,10 @@ impl Cluster {
                 addresses: Family::BOTH.map(|f| pod.ip(f)).into(),
                 host_network: false,
                 finished: false,
-                ports: ports(namespace).iter().map(|(n, p, port)| (n.to_string(), number(p), *port)).collect(),
+                ports: ports(namespace)
+                    .iter()
+                    .map(|(n, p, port)| (n.to_string(), number(p), *port))
+                    .collect(),
                 interface: None,
                 mac: None,
                 netns: None,

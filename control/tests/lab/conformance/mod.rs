@@ -118,7 +118,8 @@ fn run(groups: &[(&str, Vec<Set>)]) {
             let counts: Vec<_> = denied.iter().map(Vec::len).collect();
             eprintln!("{group}: {}: denied {counts:?} of {}, {:?}", set.name, probes.len(), start.elapsed());
             // A set under which nothing is denied, or all of it, would show nothing, nor would a step.
-            let telling = counts.iter().any(|d| *d > 0 && *d < probes.iter().filter(|p| p.from != p.to).count());
+            let telling =
+                counts.iter().any(|d| *d > 0 && *d < probes.iter().filter(|p| p.from != p.to).count());
             assert!(telling || set.open, "{group}: {}: {counts:?} denied", set.name);
             let distinct = denied.windows(2).all(|d| d[0] != d[1]);
             assert!(distinct, "{group}: {}: a step changes nothing: {counts:?}", set.name);

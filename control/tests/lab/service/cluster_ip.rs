@@ -27,7 +27,10 @@ fn connections_are_spread() {
             let shares = shares(&lab.pod(client).ns, web(family), 45, |a| assert_eq!(a.client.ip(), own));
             eprintln!("{client} {family:?}: {shares:?}");
             // 90 questions, a third each on average: fewer than 12 is not chance.
-            assert!(shares.len() == 3 && shares.values().all(|n| *n >= 12), "{client} {family:?}: {shares:?}");
+            assert!(
+                shares.len() == 3 && shares.values().all(|n| *n >= 12),
+                "{client} {family:?}: {shares:?}"
+            );
         }
     }
 }
@@ -78,9 +81,7 @@ fn client_ip_affinity() {
     let lab = lab();
     let backends = ["a2", "a3", "b2"];
     let _servers = servers(&lab, &backends);
-    let affinity = |seconds: u32| {
-        json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}})
-    };
+    let affinity = |seconds: u32| json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}});
     serve_ready(&lab, &backends, &affinity(10_800));
     for client in ["a1", "b1"] {
         for family in Family::BOTH {
@@ -145,7 +146,8 @@ fn hairpin() {
     for pod in ["a1", "b1"] {
         serve_ready(&lab, &[pod], &json!({}));
         for family in Family::BOTH {
-            let shares = shares(&lab.pod(pod).ns, web(family), 5, |a| assert_eq!(a.client.ip(), gateway(family)));
+            let shares =
+                shares(&lab.pod(pod).ns, web(family), 5, |a| assert_eq!(a.client.ip(), gateway(family)));
             assert_eq!(shares, [(pod.to_owned(), 10)].into());
             let mut long = Conversation::open(&lab.pod(pod).ns, web(family)).unwrap();
             assert!((0..50).all(|_| long.ask().unwrap().name == pod));
@@ -178,12 +180,8 @@ fn policies_see_the_backend() {
         Family::V4 => json!({"ipBlock": {"cidr": "10.96.0.0/16"}}),
         Family::V6 => json!({"ipBlock": {"cidr": "fd00:96::/112"}}),
     };
-    let pods = |names: [&str; 2]| {
-        json!([{"podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": names}]}}])
-    };
-    let egress = |rules: serde_json::Value| {
-        json!({"podSelector": app("a1"), "policyTypes": ["Egress"], "egress": rules})
-    };
+    let pods = |names: [&str; 2]| json!([{"podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": names}]}}]);
+    let egress = |rules: serde_json::Value| json!({"podSelector": app("a1"), "policyTypes": ["Egress"], "egress": rules});
     let cases = [
         ("egress to the backends' port", true, egress(json!([{"ports": tcp(TARGET)}]))),
         ("egress to the service's port", false, egress(json!([{"ports": tcp(PORT)}]))),

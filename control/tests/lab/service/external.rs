@@ -22,15 +22,13 @@ fn outside(family: Family) -> IpAddr {
 }
 
 /// The node port of a node.
-fn node_port(lab: &Lab, node: &str, family: Family) -> SocketAddr {
+pub(crate) fn node_port(lab: &Lab, node: &str, family: Family) -> SocketAddr {
     (lab.node(node).ip(family), NODE_PORT).into()
 }
 
 /// `web` as NodePort, with more of the spec.
-fn spec(more: &Value) -> Value {
-    let port = |name: &str, protocol: &str| {
-        json!({"name": name, "protocol": protocol, "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT})
-    };
+pub(crate) fn spec(more: &Value) -> Value {
+    let port = |name: &str, protocol: &str| json!({"name": name, "protocol": protocol, "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT});
     let mut spec = json!({
         "type": "NodePort",
         "ports": [port("http", "TCP"), port("query", "UDP"), port("signal", "SCTP")],
@@ -214,7 +212,10 @@ fn load_balancer_addresses() {
                 let seen = if local { outside(family) } else { lab.node(via).ip(family) };
                 let shares = shares(&lab.outside, to, 20, |a| assert_eq!(a.client.ip(), seen, "{a:?}"));
                 let want: &[&str] = if local { &[here] } else { &["a2", "b2"] };
-                assert!(shares.keys().map(String::as_str).eq(want.iter().copied()), "{policy} {to}: {shares:?}");
+                assert!(
+                    shares.keys().map(String::as_str).eq(want.iter().copied()),
+                    "{policy} {to}: {shares:?}"
+                );
                 // Its node port answers too.
                 assert!(named::ask_udp(&lab.outside, node_port(&lab, via, family)).is_ok());
             }
@@ -291,7 +292,10 @@ fn many_outside_clients() {
         for (conversation, socket) in &mut open {
             let (tcp, udp) = (conversation.ask().unwrap(), socket.ask(PATIENCE).unwrap());
             for (protocol, answer) in [("tcp", &tcp), ("udp", &udp)] {
-                assert!(seen.entry((answer.name.clone(), protocol)).or_default().insert(answer.client), "{answer:?}");
+                assert!(
+                    seen.entry((answer.name.clone(), protocol)).or_default().insert(answer.client),
+                    "{answer:?}"
+                );
                 // Out of the range that is kept from the node's own sockets.
                 assert!((40_000..=56_383).contains(&answer.client.port()), "{answer:?}");
             }

@@ -47,15 +47,21 @@ pub(crate) fn web(family: Family) -> SocketAddr {
 /// The objects: `more` overrides and adds to the service's spec.
 pub(crate) fn objects(lab: &Lab, backends: &[(&str, Condition)], more: &Value) -> Vec<Value> {
     let ports = |target: bool| {
-        [("http", "TCP", PORT, TARGET), ("query", "UDP", PORT, TARGET), ("signal", "SCTP", PORT, TARGET), ("admin", "TCP", 81, 8081)]
-            .map(|(name, protocol, port, to)| {
-                let mut value = json!({"name": name, "protocol": protocol, "port": if target { to } else { port }});
-                if !target {
-                    // A name of the pods' or a number: the slices have it resolved.
-                    value["targetPort"] = if name == "http" { json!("web") } else { json!(to) };
-                }
-                value
-            })
+        [
+            ("http", "TCP", PORT, TARGET),
+            ("query", "UDP", PORT, TARGET),
+            ("signal", "SCTP", PORT, TARGET),
+            ("admin", "TCP", 81, 8081),
+        ]
+        .map(|(name, protocol, port, to)| {
+            let mut value =
+                json!({"name": name, "protocol": protocol, "port": if target { to } else { port }});
+            if !target {
+                // A name of the pods' or a number: the slices have it resolved.
+                value["targetPort"] = if name == "http" { json!("web") } else { json!(to) };
+            }
+            value
+        })
     };
     let mut spec = json!({
         "clusterIP": cluster_ip(Family::V4),

@@ -4,6 +4,7 @@
 //! deadline; a helper that meets it returns an error, never hangs.
 
 pub(crate) mod capture;
+pub(crate) mod fragment;
 pub(crate) mod frame;
 pub(crate) mod icmp;
 pub(crate) mod matrix;

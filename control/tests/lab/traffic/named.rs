@@ -133,11 +133,6 @@ impl Conversation {
             _ => Answer::parse(&line),
         }
     }
-
-    /// The client's own address and port.
-    pub(crate) fn local(&self) -> io::Result<SocketAddr> {
-        self.0.get_ref().local_addr()
-    }
 }
 
 /// One question by a new TCP connection.
@@ -164,11 +159,6 @@ impl Asker {
         let mut buffer = [0; 256];
         let len = self.0.recv(&mut buffer)?;
         Answer::parse(std::str::from_utf8(&buffer[..len]).map_err(io::Error::other)?)
-    }
-
-    /// The client's own address and port.
-    pub(crate) fn local(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
     }
 }
 

@@ -33,7 +33,11 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
         Set::steps(
             "a peer's labels change",
             vec![
-                vec![policy("x", "policy", ingress_of(json!({}), json!([{"from": [both(json!({}), has("role", "client"))]}])))],
+                vec![policy(
+                    "x",
+                    "policy",
+                    ingress_of(json!({}), json!([{"from": [both(json!({}), has("role", "client"))]}])),
+                )],
                 vec![Change::PodLabels("y", "a", &[("pod", "a"), ("role", "client")])],
                 vec![Change::PodLabels("z", "b", &[("pod", "b"), ("role", "client")])],
                 vec![Change::PodLabels("y", "a", &[("pod", "a"), ("role", "other")])],
@@ -54,7 +58,11 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
         Set::steps(
             "a namespace's labels change",
             vec![
-                vec![policy("x", "policy", ingress_of(json!({}), json!([{"from": [namespaces(has("team", "blue"))]}])))],
+                vec![policy(
+                    "x",
+                    "policy",
+                    ingress_of(json!({}), json!([{"from": [namespaces(has("team", "blue"))]}])),
+                )],
                 vec![Change::NamespaceLabels("y", &[("ns", "y"), ("team", "blue")])],
                 vec![Change::NamespaceLabels("z", &[("team", "blue")])],
                 vec![Change::NamespaceLabels("y", &[("ns", "y"), ("team", "red")])],
@@ -63,7 +71,11 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
         Set::steps(
             "egress follows the labels of namespaces",
             vec![
-                vec![policy("z", "policy", egress_of(json!({}), json!([{"to": [both(has("team", "blue"), has("pod", "a"))]}])))],
+                vec![policy(
+                    "z",
+                    "policy",
+                    egress_of(json!({}), json!([{"to": [both(has("team", "blue"), has("pod", "a"))]}])),
+                )],
                 vec![Change::NamespaceLabels("x", &[("team", "blue")])],
                 vec![Change::NamespaceLabels("y", &[("team", "blue")]), Change::NamespaceLabels("x", &[])],
             ],
@@ -71,16 +83,32 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
         Set::steps(
             "an exception moves",
             vec![
-                vec![policy("x", "policy", ingress_of(json!({}), json!([{"from": [block("10.77.0.0/16", &["10.77.1.0/24"])]}])))],
-                vec![policy("x", "policy", ingress_of(json!({}), json!([{"from": [block("10.77.0.0/16", &["10.77.2.0/24"])]}])))],
-                vec![policy("x", "policy", ingress_of(json!({}), json!([{"from": [block("fd00:77::/32", &["fd00:77:2::/64"])]}])))],
+                vec![policy(
+                    "x",
+                    "policy",
+                    ingress_of(json!({}), json!([{"from": [block("10.77.0.0/16", &["10.77.1.0/24"])]}])),
+                )],
+                vec![policy(
+                    "x",
+                    "policy",
+                    ingress_of(json!({}), json!([{"from": [block("10.77.0.0/16", &["10.77.2.0/24"])]}])),
+                )],
+                vec![policy(
+                    "x",
+                    "policy",
+                    ingress_of(json!({}), json!([{"from": [block("fd00:77::/32", &["fd00:77:2::/64"])]}])),
+                )],
             ],
         ),
         Set::steps(
             "what selects changes, and what is selected",
             vec![
                 vec![policy("x", "policy", ingress_of(a(), json!([{"from": [pods(has("pod", "b"))]}])))],
-                vec![policy("x", "policy", ingress_of(has("pod", "b"), json!([{"from": [pods(has("pod", "c"))]}])))],
+                vec![policy(
+                    "x",
+                    "policy",
+                    ingress_of(has("pod", "b"), json!([{"from": [pods(has("pod", "c"))]}])),
+                )],
                 vec![Change::PodLabels("x", "c", &[("pod", "b")])],
             ],
         ),

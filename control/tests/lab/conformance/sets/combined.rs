@@ -21,18 +21,32 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
             "both ends must allow: only one does",
             vec![
                 vec![policy("x", "out", egress_of(json!({}), json!([{"to": [namespaces(has("ns", "y"))]}])))],
-                vec![policy("y", "in", ingress_of(json!({}), json!([{"from": [namespaces(has("ns", "z"))]}])))],
-                vec![policy("y", "in", ingress_of(json!({}), json!([{"from": [namespaces(has("ns", "x"))]}])))],
+                vec![policy(
+                    "y",
+                    "in",
+                    ingress_of(json!({}), json!([{"from": [namespaces(has("ns", "z"))]}])),
+                )],
+                vec![policy(
+                    "y",
+                    "in",
+                    ingress_of(json!({}), json!([{"from": [namespaces(has("ns", "x"))]}])),
+                )],
             ],
         ),
         Set::steps(
             "both ends must allow: ports that meet, and ports that do not",
-            vec![
-                vec![
-                    policy("x", "out", egress_of(json!({}), json!([{"ports": [port("TCP", 80), port("UDP", 80)]}]))),
-                    policy("z", "in", ingress_of(json!({}), json!([{"ports": [port("TCP", 81), port("UDP", 80)]}]))),
-                ],
-            ],
+            vec![vec![
+                policy(
+                    "x",
+                    "out",
+                    egress_of(json!({}), json!([{"ports": [port("TCP", 80), port("UDP", 80)]}])),
+                ),
+                policy(
+                    "z",
+                    "in",
+                    ingress_of(json!({}), json!([{"ports": [port("TCP", 81), port("UDP", 80)]}])),
+                ),
+            ]],
         ),
         Set::steps(
             "several policies of one pod are a union",
@@ -40,7 +54,11 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
                 vec![policy("x", "none", ingress_of(json!({}), json!([])))],
                 vec![policy("x", "y", ingress_of(a(), json!([{"from": [namespaces(has("ns", "y"))]}])))],
                 vec![policy("x", "port", ingress_of(json!({}), json!([{"ports": [port("TCP", 81)]}])))],
-                vec![policy("x", "block", ingress_of(has("pod", "b"), json!([{"from": [block("10.77.1.14/31", &[])]}])))],
+                vec![policy(
+                    "x",
+                    "block",
+                    ingress_of(has("pod", "b"), json!([{"from": [block("10.77.1.14/31", &[])]}])),
+                )],
             ],
         ),
         Set::steps(
@@ -89,9 +107,30 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
         Set::steps(
             "three tiers: front to middle to back",
             vec![vec![
-                policy("x", "front", egress_of(json!({}), json!([{"to": [namespaces(has("ns", "y"))], "ports": [port("TCP", "web")]}]))),
-                policy("y", "middle-in", ingress_of(json!({}), json!([{"from": [namespaces(has("ns", "x"))], "ports": [port("TCP", 80)]}]))),
-                policy("y", "middle-out", egress_of(json!({}), json!([{"to": [both(has("ns", "z"), expression("pod", "NotIn", &["a"]))], "ports": [port("TCP", "web"), port("UDP", 80)]}]))),
+                policy(
+                    "x",
+                    "front",
+                    egress_of(
+                        json!({}),
+                        json!([{"to": [namespaces(has("ns", "y"))], "ports": [port("TCP", "web")]}]),
+                    ),
+                ),
+                policy(
+                    "y",
+                    "middle-in",
+                    ingress_of(
+                        json!({}),
+                        json!([{"from": [namespaces(has("ns", "x"))], "ports": [port("TCP", 80)]}]),
+                    ),
+                ),
+                policy(
+                    "y",
+                    "middle-out",
+                    egress_of(
+                        json!({}),
+                        json!([{"to": [both(has("ns", "z"), expression("pod", "NotIn", &["a"]))], "ports": [port("TCP", "web"), port("UDP", 80)]}]),
+                    ),
+                ),
                 policy("z", "back", ingress_of(json!({}), json!([{"from": [namespaces(has("ns", "y"))]}]))),
             ]],
         ),

@@ -17,9 +17,15 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
             "from every pod of the own namespace",
             ingress_of(json!({}), json!([{"from": [pods(json!({}))]}])),
         ),
-        Set::of("from one pod of the own namespace", ingress_of(a(), json!([{"from": [pods(has("pod", "b"))]}]))),
+        Set::of(
+            "from one pod of the own namespace",
+            ingress_of(a(), json!([{"from": [pods(has("pod", "b"))]}])),
+        ),
         Set::of("from every namespace", ingress_of(a(), json!([{"from": [namespaces(json!({}))]}]))).open(),
-        Set::of("from a namespace by label", ingress_of(a(), json!([{"from": [namespaces(has("ns", "y"))]}]))),
+        Set::of(
+            "from a namespace by label",
+            ingress_of(a(), json!([{"from": [namespaces(has("ns", "y"))]}])),
+        ),
         Set::of(
             "from a namespace by its name, which is always a label",
             ingress_of(a(), json!([{"from": [namespaces(has("kubernetes.io/metadata.name", "z"))]}])),

@@ -59,7 +59,10 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
         ),
         with_tiers(
             "the pods a policy isolates, by expression",
-            ingress_of(expression("tier", "DoesNotExist", &[]), json!([{"from": [pods(has("tier", "front"))]}])),
+            ingress_of(
+                expression("tier", "DoesNotExist", &[]),
+                json!([{"from": [pods(has("tier", "front"))]}]),
+            ),
         ),
         with_tiers(
             "the pods egress is allowed to, by expression",

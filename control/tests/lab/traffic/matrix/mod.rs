@@ -14,8 +14,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, getsockname, getsockopt, setsockopt, socket,
-    sockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, getsockname, getsockopt,
+    setsockopt, socket, sockopt,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -131,14 +131,7 @@ impl<'a> Matrix<'a> {
     pub(crate) fn start(stations: Vec<Station<'a>>, ports: &[u16]) -> io::Result<Self> {
         let servers = serve::Servers::start(&stations, ports)?;
         let observers = observe::Observers::start(&stations)?;
-        Ok(Matrix {
-            stations,
-            _servers: servers,
-            observers,
-            missing: HashMap::new(),
-            rounds: 0,
-            next_id: 1,
-        })
+        Ok(Matrix { stations, _servers: servers, observers, missing: HashMap::new(), rounds: 0, next_id: 1 })
     }
 
     /// Makes all `probes` at once. `expected` only says what is worth waiting for.
@@ -237,7 +230,12 @@ impl Clients {
                     Proto::Sctp => {
                         raw.send(
                             to,
-                            Init { ack: false, sport: id, dport: probe.port, tag: 0x1000_0000 | u32::from(id) },
+                            Init {
+                                ack: false,
+                                sport: id,
+                                dport: probe.port,
+                                tag: 0x1000_0000 | u32::from(id),
+                            },
                         )?;
                         id
                     }

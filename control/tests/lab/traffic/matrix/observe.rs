@@ -36,9 +36,8 @@ impl Observers {
         let (sender, tuples) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
-        let thread = std::thread::spawn(move || {
-            while !stopping.load(Ordering::Relaxed) && turn(&sockets, &sender) {}
-        });
+        let thread =
+            std::thread::spawn(move || while !stopping.load(Ordering::Relaxed) && turn(&sockets, &sender) {});
         Ok(Observers { tuples, stop, thread: Some(thread) })
     }
 
