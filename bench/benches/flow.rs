@@ -16,6 +16,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fastpath::packet::{FlowKey, Ip, PortId, proto};
 use fastpath::tables::flow::{FlowConfig, FlowTable, Hit, Inserted, Millis, NewFlow, Timeouts, Transform};
+use fastpath::tables::policy::Rules;
 use quanta::Clock;
 
 const BATCH: usize = 256;
@@ -70,7 +71,13 @@ fn key(family: Family, n: u32) -> FlowKey {
 }
 
 fn transform(key: &FlowKey) -> Transform {
-    Transform { egress: PortId(key.sport), tunnel: 3, mtu: 1450, rule: 7, ..Transform::identity(key) }
+    Transform {
+        egress: PortId(key.sport),
+        tunnel: 3,
+        mtu: 1450,
+        rules: Rules::from_bits(7),
+        ..Transform::identity(key)
+    }
 }
 
 fn new_flow(family: Family, flow: u32) -> NewFlow {
@@ -300,8 +307,10 @@ fn others(c: &mut Criterion) {
             out.extend(b.keys.iter().zip(&b.hashes).map(|(k, h)| map.get(&Hashed(*k, *h)).map(|v| *v)));
             black_box(&out);
         });
-        let used =
-            out.iter().flatten().map(|v| v.generation + v.seen + u32::from(v.reply) + v.transform.rule);
+        let used = out
+            .iter()
+            .flatten()
+            .map(|v| v.generation + v.seen + u32::from(v.reply) + v.transform.rules.bits());
         black_box(used.sum::<u32>());
     }
 }

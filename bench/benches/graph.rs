@@ -4,7 +4,8 @@
 //! the wires just before and taken off just after, untimed. Criterion reports time a packet; the table after it
 //! gives each node's own counters in time stamp cycles a packet: median and quartiles over vectors, so that what
 //! another process on the core spoils is left out. `chain` is the whole pass: all nodes, and the loop around
-//! them. A pod sends at most 64 frames a pass: four pods make vectors of 256, the uplink alone one of 64.
+//! them. A pod sends at most 64 frames a pass: four pods make vectors of 256, the uplink alone one of 64. The last
+//! table, in Markdown, has the medians of all cases.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot go on says so by panicking")]
 
@@ -16,10 +17,12 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fastpath::graph::NodeId;
 use fastpath::io::mem::{MemHandle, MemPort};
 use fastpath::io::{Frame, Pool};
-use fastpath::packet::PortId;
+use fastpath::packet::{Mac, PortId};
+use fastpath::snapshot::{GATEWAY_MAC, GATEWAY_V4};
 use fastpath::tables::flow::{FlowConfig, Timeouts};
-use fastpath::testbed::{PODS, UPLINK, Underlay, from_pod, pod, pod_port, snapshot};
+use fastpath::testbed::{PODS, UPLINK, Underlay, from_pod, mac, pod, pod_port, snapshot};
 use fastpath::wire::testgen::Spec;
+use fastpath::wire::{arp, eth};
 use fastpath::worker::Worker;
 use quanta::Clock;
 
@@ -33,6 +36,10 @@ const FRESH: u32 = 1 << 16;
 const SAMPLES: usize = 1 << 16;
 
 const VXLAN: Underlay = Underlay { encap: true, outer_v6: false };
+const VXLAN6: Underlay = Underlay { encap: true, outer_v6: true };
+
+/// Medians of a case, by node after the chain; `None` for a node that saw no packet.
+type Medians = Vec<Option<f64>>;
 
 /// One node in memory by the real clock.
 struct Rig {
@@ -42,10 +49,13 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(node: u8) -> Self {
+    fn new(node: u8, underlay: Underlay) -> Self {
         let flow =
             FlowConfig { entries_v4: 1 << 18, entries_v6: 1 << 18, timeouts: Timeouts::default(), seed: 7 };
-        let tables = Arc::new(ArcSwap::from_pointee(snapshot(node, VXLAN)));
+        let mut tables = snapshot(node, underlay);
+        // Every packet is answered: the limit is not what is measured.
+        tables.settings.icmp_rate = u32::MAX;
+        let tables = Arc::new(ArcSwap::from_pointee(tables));
         let mut worker = Worker::alone(Pool::in_memory(4096, 2048), &flow, tables, Clock::new()).unwrap();
         let wires = (0..=u16::from(PODS))
             .map(|id| {
@@ -86,7 +96,7 @@ impl Rig {
 }
 
 /// Packet `n` of flow `n`: from a pod of `node` to pod `to` of `there`, 60 bytes (IPv6: 62, its least).
-fn packet(v6: bool, node: u8, there: u8, n: u32) -> (PortId, Vec<u8>) {
+fn packet(v6: bool, node: u8, there: u8, ttl: u8, n: u32) -> (PortId, Vec<u8>) {
     let from = 1 + u8::try_from(n % u32::from(PODS)).unwrap();
     let to = from % PODS + 1;
     let n = n / u32::from(PODS);
@@ -95,15 +105,30 @@ fn packet(v6: bool, node: u8, there: u8, n: u32) -> (PortId, Vec<u8>) {
     let payload = if v6 { 0 } else { 18 };
     let spec =
         Spec::udp(pod(v6, node, from), pod(v6, there, to), sport, dport).with_payload(vec![0; payload]);
-    (pod_port(from), from_pod(node, from, spec))
+    (pod_port(from), from_pod(node, from, Spec { ttl, ..spec }))
+}
+
+/// A pod's question for its gateway.
+fn arp_request(from: u8) -> (PortId, Vec<u8>) {
+    let request = arp::Repr {
+        operation: arp::Operation::Request,
+        sender_mac: mac(1, from),
+        sender_ip: pod(false, 1, from),
+        target_mac: Mac::default(),
+        target_ip: GATEWAY_V4,
+    };
+    let mut frame = vec![0; 60];
+    request.emit_frame(&mut frame).unwrap();
+    eth::Packet::new_unchecked(&mut frame[..]).set_dst(GATEWAY_MAC);
+    (pod_port(from), frame)
 }
 
 /// What node 1 receives by its uplink from the pods of node 2.
 fn encapsulated() -> Vec<(PortId, Vec<u8>)> {
-    let mut far = Rig::new(2);
+    let mut far = Rig::new(2, VXLAN);
     let mut frames = Vec::new();
     for n in 0..FLOWS {
-        far.inject(&packet(false, 2, 1, n));
+        far.inject(&packet(false, 2, 1, 64, n));
         while far.worker.pass() {}
         far.collect(|port, bytes| {
             assert_eq!(port, usize::from(UPLINK.0));
@@ -123,11 +148,17 @@ enum Order {
 }
 
 /// Times passes over vectors of `frames`; in an [`Order::Random`] case every flow is installed before.
-fn case(c: &mut Criterion, name: &str, frames: &[(PortId, Vec<u8>)], order: Order) {
+fn case(
+    c: &mut Criterion,
+    name: &str,
+    underlay: Underlay,
+    frames: &[(PortId, Vec<u8>)],
+    order: Order,
+) -> Option<Medians> {
     let clock = Clock::new();
     let ports = if frames[0].0 == UPLINK { 1 } else { usize::from(PODS) };
     let vector = BURST * ports;
-    let mut rig = Rig::new(1);
+    let mut rig = Rig::new(1, underlay);
     let mut warm = false;
     let (mut at, mut random) = (0, 0x5bd1_e995_0f0e_1d2c_u64);
     let mut samples: Vec<Vec<f64>> = vec![Vec::new(); NodeId::ALL.len() + 1];
@@ -146,7 +177,7 @@ fn case(c: &mut Criterion, name: &str, frames: &[(PortId, Vec<u8>)], order: Orde
             let mut total = 0;
             for _ in 0..iterations {
                 if order == Order::New && at + vector > frames.len() {
-                    (rig, at) = (Rig::new(1), 0);
+                    (rig, at) = (Rig::new(1, underlay), 0);
                 }
                 for n in 0..vector {
                     let pick = if order == Order::New {
@@ -186,30 +217,58 @@ fn case(c: &mut Criterion, name: &str, frames: &[(PortId, Vec<u8>)], order: Orde
     });
     group.finish();
     if samples[0].is_empty() {
-        return; // not selected
+        return None; // not selected
     }
     let ns = clock.delta_as_nanos(0, 1_000_000) as f64 / 1e6;
     println!("{name}, {vector} packets a vector: TSC cycles a packet, median (quartiles), ns");
-    let names = std::iter::once("chain").chain(NodeId::ALL.iter().map(|n| n.name()));
-    for (node, samples) in names.zip(&mut samples).filter(|(_, s)| !s.is_empty()) {
+    let mut medians = Vec::new();
+    for (node, samples) in names().zip(&mut samples) {
+        if samples.is_empty() {
+            medians.push(None);
+            continue;
+        }
         samples.sort_unstable_by(f64::total_cmp);
         let quartile = |part: usize| samples[(samples.len() - 1) * part / 4];
         let (low, median, high) = (quartile(1), quartile(2), quartile(3));
         println!("  {node:<10} {median:8.1} ({low:.1} - {high:.1}) {:8.1} ns", median * ns);
+        medians.push(Some(median));
     }
     println!();
+    Some(medians)
+}
+
+/// The rows of a result.
+fn names() -> impl Iterator<Item = &'static str> {
+    std::iter::once("chain").chain(NodeId::ALL.iter().map(|n| n.name()))
 }
 
 fn graph(c: &mut Criterion) {
-    let frames = |v6, there, count| (0..count).map(|n| packet(v6, 1, there, n)).collect::<Vec<_>>();
-    case(c, "same-node-v4/1k-entries", &frames(false, 1, 512), Order::Random);
-    case(c, "same-node-v4/64k-entries", &frames(false, 1, FLOWS), Order::Random);
-    case(c, "vxlan-encap-v4/64k-entries", &frames(false, 2, FLOWS), Order::Random);
-    case(c, "vxlan-decap-v4/64k-entries", &encapsulated(), Order::Random);
-    case(c, "same-node-v6/64k-entries", &frames(true, 1, FLOWS), Order::Random);
-    case(c, "vxlan-encap-v6/64k-entries", &frames(true, 2, FLOWS), Order::Random);
-    case(c, "same-node-v4/new-flows", &frames(false, 1, FRESH), Order::New);
-    case(c, "vxlan-encap-v4/new-flows", &frames(false, 2, FRESH), Order::New);
+    let frames = |v6, there, count| (0..count).map(|n| packet(v6, 1, there, 64, n)).collect::<Vec<_>>();
+    let expiring: Vec<_> = (0..FLOWS).map(|n| packet(false, 1, 1, 1, n)).collect();
+    let questions: Vec<_> = (1..=PODS).map(arp_request).collect();
+    let mut table = Vec::new();
+    let mut run = |name: &'static str, underlay, frames: &[_], order| {
+        table.extend(case(c, name, underlay, frames, order).map(|medians| (name, medians)));
+    };
+    run("same-node-v4/1k-entries", VXLAN, &frames(false, 1, 512), Order::Random);
+    run("same-node-v4/64k-entries", VXLAN, &frames(false, 1, FLOWS), Order::Random);
+    run("same-node-v6/64k-entries", VXLAN, &frames(true, 1, FLOWS), Order::Random);
+    run("vxlan-encap-v4/64k-entries", VXLAN, &frames(false, 2, FLOWS), Order::Random);
+    run("vxlan-encap-v6/64k-entries", VXLAN, &frames(true, 2, FLOWS), Order::Random);
+    run("vxlan6-encap-v4/64k-entries", VXLAN6, &frames(false, 2, FLOWS), Order::Random);
+    run("vxlan-decap-v4/64k-entries", VXLAN, &encapsulated(), Order::Random);
+    run("same-node-v4/new-flows", VXLAN, &frames(false, 1, FRESH), Order::New);
+    run("vxlan-encap-v4/new-flows", VXLAN, &frames(false, 2, FRESH), Order::New);
+    run("ttl-exceeded-v4/64k-entries", VXLAN, &expiring, Order::Random);
+    run("arp", VXLAN, &questions, Order::Random);
+
+    println!("| Case | {} |", names().collect::<Vec<_>>().join(" | "));
+    println!("|---|{}", "---|".repeat(names().count()));
+    for (case, medians) in table {
+        let cells: Vec<_> =
+            medians.iter().map(|m| m.map_or_else(String::new, |m| format!("{m:.0}"))).collect();
+        println!("| {case} | {} |", cells.join(" | "));
+    }
 }
 
 criterion_group! {

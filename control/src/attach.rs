@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use fastpath::engine::{Engine, EngineError};
@@ -14,7 +15,7 @@ use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
 
 use crate::compile::Port;
 use crate::model::ObjectName;
-use crate::netdev::{self, Link, NetView, Plan, Prepared, Preparer};
+use crate::netdev::{self, Link, LinkKind, NetView, Plan, Prepared, Preparer};
 
 /// A device that should be a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +181,12 @@ impl Attacher {
 
     fn attach(&mut self, name: &str, wanted: &Wanted, view: &NetView) -> Result<(), AttachError> {
         let link = view.link_by_name(name).ok_or(AttachError::NoDevice)?;
+        if wanted.role == PortRole::Pod && link.kind != LinkKind::Veth {
+            // All IP of a port of this role goes to the socket: by a wrong annotation that would be a NIC's.
+            return Err(
+                netdev::Error::NotVeth { device: name.to_owned(), kind: link.kind.to_string() }.into()
+            );
+        }
         if !link.up {
             return Err(AttachError::Down);
         }
@@ -228,7 +235,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// Prepares the device, opens a socket for each queue, attaches the program, gives the queues to workers.
+    /// Prepares the device, opens a socket for each queue, gives the queues to workers, attaches the program.
     fn open(
         &mut self,
         link: &Link,
@@ -240,6 +247,7 @@ impl Attacher {
         let queues = self.prepare(link, wanted, self.config.mode == ModeRequest::Generic, parts)?;
         parts.zero_copy = true;
         let mut ports = Vec::new();
+        let mut sockets = Vec::new();
         for queue in 0..queues {
             let mut config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
             if wanted.role != PortRole::Uplink {
@@ -247,21 +255,28 @@ impl Attacher {
                 config.mode = xsk::Mode::Copy;
             }
             let port = self.umem.open(&config)?;
-            self.redirect.register_socket(link.index, queue, port.fd())?;
+            let failed =
+                |source| XskError::Open { ifname: config.ifname.clone(), queue, mode: config.mode, source };
+            sockets.push(port.fd().try_clone_to_owned().map_err(failed)?);
             parts.zero_copy &= port.zero_copy();
             ports.push(port);
-        }
-        let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
-        if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
-            self.prepare(link, wanted, true, parts)?;
         }
         // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
         // as workers, each worker has one of its own to send by.
         let workers = self.engine.workers();
         let owners = (0..ports.len()).map(|queue| (usize::from(id.0) + queue) % workers);
         for ((queue, port), worker) in (0u16..).zip(ports).zip(owners) {
-            self.engine.add_port(worker, id, queue, Box::new(port))?;
+            // First, so that the port is taken back also when the worker takes it late.
             parts.queues.push(u16::try_from(worker).unwrap_or(0));
+            self.engine.add_port(worker, id, queue, Box::new(port))?;
+        }
+        // Only now, when the workers have stocked them: a packet for a socket without frames is lost.
+        for (queue, socket) in (0..).zip(&sockets) {
+            self.redirect.register_socket(link.index, queue, socket.as_fd())?;
+        }
+        let mode = self.redirect.attach(link.index, &link.name, role, self.config.mode)?;
+        if mode == Mode::Generic && self.config.mode != ModeRequest::Generic {
+            self.prepare(link, wanted, true, parts)?;
         }
         Ok((mode, parts.queues.clone()))
     }

@@ -5,23 +5,24 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use fastpath::engine::{Engine, Event};
-use fastpath::packet::{Mac, PortId};
+use fastpath::packet::Mac;
 use fastpath::snapshot::{PortRole, Snapshot};
 use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 
 use crate::attach::{Attacher, Wanted, max_mtu};
 use crate::compile::{self, Compiled, Inputs, Overlay};
-use crate::config::Config;
+use crate::config::{Config, OnFailure};
 use crate::explain::LiveExplainer;
 use crate::netdev::{NetView, NudState, Resolver, select_uplinks};
-use crate::source::Update;
+use crate::source::{Severity, Update};
 
+mod asked;
 mod heartbeat;
 mod start;
 mod view;
@@ -36,8 +37,6 @@ const BEAT: Duration = Duration::from_millis(100);
 const WORKER_STALLED: Duration = Duration::from_secs(1);
 /// How often devices that could not be attached are tried again.
 const RETRY: Duration = Duration::from_secs(2);
-/// Neighbours on the uplinks' links that are resolved because a pod sent to them, at most.
-const MAX_ASKED: usize = 4096;
 
 /// The running daemon.
 struct Daemon {
@@ -57,9 +56,9 @@ struct Daemon {
     synced: Option<SystemTime>,
     /// Neighbours resolved at some time and not failed since.
     remembered: BTreeMap<(u32, IpAddr), Mac>,
-    /// Neighbours that workers asked for, oldest first.
-    asked: VecDeque<(u32, IpAddr)>,
-    /// Pins of an earlier run are dropped after the first pass.
+    /// Neighbours that workers asked for.
+    asked: asked::Asked,
+    /// The pinned links of an earlier run have been seen to.
     reaped: bool,
     attach_problems: Vec<String>,
     compile_problems: Vec<String>,
@@ -100,16 +99,28 @@ impl Daemon {
         if let Err(e) = self.attacher.redirect.set_pinhole(&self.pinhole()) {
             self.kernel_problems.push(e.to_string());
         }
-        self.resolver.want(neighbors.into_iter().chain(self.asked.iter().copied()));
+        self.resolver.want(neighbors.into_iter().chain(self.asked.iter()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
-        if !self.reaped {
-            self.reaped = true;
-            if let Err(e) = self.attacher.redirect.reap_stale() {
-                self.kernel_problems.push(e.to_string());
-            }
-        }
+        self.reap();
         self.synced = Some(SystemTime::now());
+    }
+
+    /// Drops, once, the pinned links of an earlier run that nothing took over.
+    ///
+    /// With `on_failure = "drop"` they protect pods that this run may not know yet, because their manifests are late or
+    /// wrong, or their device could not be attached: they go only when nothing of that kind is open.
+    fn reap(&mut self) {
+        let in_doubt = !self.attach_problems.is_empty()
+            || !self.update.model.nodes.contains_key(&self.node)
+            || self.update.problems.iter().any(|p| p.severity == Severity::Error);
+        if self.reaped || in_doubt && self.config.xdp.on_failure == OnFailure::Drop {
+            return;
+        }
+        match self.attacher.redirect.reap_stale() {
+            Ok(_) => self.reaped = true,
+            Err(e) => self.kernel_problems.push(e.to_string()),
+        }
     }
 
     /// Keeps the addresses of neighbours whose entry the kernel dropped (`ip neigh flush`, a link's new address):
@@ -145,18 +156,17 @@ impl Daemon {
             }
         }
         let max_mtu = max_mtu(self.config.memory.frame_size);
-        match select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu) {
-            Ok(uplinks) => {
-                for uplink in uplinks {
-                    let entry = Wanted { role: PortRole::Uplink, pod: None, peer_mac: None, netns: None };
-                    if wanted.insert(uplink.link.name.clone(), entry).is_some() {
-                        self.attach_problems
-                            .push(format!("{}: is an uplink and named by a pod", uplink.link.name));
-                    }
-                }
+        let (uplinks, errors) = select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu);
+        let kept =
+            self.attacher.attached().filter(|a| a.port.role == PortRole::Uplink).map(|a| &*a.port.name);
+        let kept = kept.filter(|name| errors.iter().any(|e| e.keeps(name))).map(str::to_owned);
+        for name in uplinks.into_iter().map(|u| u.link.name).chain(kept) {
+            let entry = Wanted { role: PortRole::Uplink, pod: None, peer_mac: None, netns: None };
+            if wanted.insert(name.clone(), entry).is_some_and(|w| w.role != PortRole::Uplink) {
+                self.attach_problems.push(format!("{name}: is an uplink and named by a pod"));
             }
-            Err(e) => self.attach_problems.push(e.to_string()),
         }
+        self.attach_problems.extend(errors.iter().map(ToString::to_string));
         wanted
     }
 
@@ -177,28 +187,14 @@ impl Daemon {
         for e in self.resolver.maintain(&self.net) {
             tracing::debug!("{e}");
         }
-        let mut dirty = false;
-        let events: Vec<Event> = self.attacher.engine.events().collect();
-        for Event::Resolve { port, addr } in events {
-            dirty |= self.ask(port, addr.into());
+        let now = Instant::now();
+        let mut dirty = self.asked.expire(&self.net, now);
+        for Event::Resolve { port, addr } in self.attacher.engine.events() {
+            if let Some(link) = self.attacher.attached().find(|a| a.port.id == port).map(|a| a.port.ifindex) {
+                dirty |= self.asked.ask((link, addr.into()), &self.net, now);
+            }
         }
         dirty
-    }
-
-    /// Remembers that a pod sent to an unresolved neighbour; the oldest request gives way.
-    fn ask(&mut self, port: PortId, addr: IpAddr) -> bool {
-        let Some(ifindex) = self.attacher.attached().find(|a| a.port.id == port).map(|a| a.port.ifindex)
-        else {
-            return false;
-        };
-        if self.asked.contains(&(ifindex, addr)) {
-            return false;
-        }
-        if self.asked.len() == MAX_ASKED {
-            self.asked.pop_front();
-        }
-        self.asked.push_back((ifindex, addr));
-        true
     }
 
     /// Whether attachment and the first snapshot are complete and in force on every worker.

@@ -1,7 +1,7 @@
 //! Starts the workers, publishes snapshots to them, moves ports between them and the control thread.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Acquire, Ordering::Relaxed};
 use core::time::Duration;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use crate::packet::PortId;
 use crate::snapshot::Snapshot;
 use crate::stats::WorkerStats;
 use crate::tables::flow::{FlowConfig, FlowTable, Millis};
-use crate::worker::{Answer, Command, Mailbox, Setup, Worker};
+use crate::worker::{Answer, Command, Mailbox, Setup, Ticket, Worker};
 pub use crate::worker::{Polling, PortReport};
 
 /// Events that may wait for the control thread; more are lost, and asked for again by the next packet.
@@ -99,6 +99,7 @@ pub struct Engine {
     flows: Arc<FlowTable>,
     exchange: Exchange,
     events: Arc<ArrayQueue<Event>>,
+    next_ticket: AtomicU32,
     clock: quanta::Clock,
     epoch: quanta::Instant,
 }
@@ -133,6 +134,7 @@ impl Engine {
             flows: Arc::new(FlowTable::new(&config.flow)),
             exchange: Arc::new(ArrayQueue::new(frames.len().max(1))),
             events: Arc::new(ArrayQueue::new(EVENTS)),
+            next_ticket: AtomicU32::new(0),
             epoch: clock.now(),
             clock,
         };
@@ -190,15 +192,13 @@ impl Engine {
 
     /// Makes `snapshot` the one that workers read from their next vector on.
     pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
-        let generation = snapshot.generation;
         let old = self.snapshots.swap(snapshot);
         self.retired.push(old);
         for peer in self.peers.iter() {
-            peer.wake();
+            peer.ring();
         }
-        let acked = self.acked();
-        // Workers hold only the newest they have acknowledged.
-        self.retired.retain(|s| Arc::strong_count(s) > 1 || generation.wrapping_sub(acked) > u32::MAX / 2);
+        // None comes back to life: a worker takes only the published one.
+        self.retired.retain(|s| Arc::strong_count(s) > 1);
     }
 
     /// The generation every worker forwards by (the oldest among them).
@@ -207,10 +207,11 @@ impl Engine {
         self.peers.iter().map(|p| p.stats.acked.load(Acquire)).min().unwrap_or(0)
     }
 
-    /// Gives a port's queue to a worker.
+    /// Gives a port's queue to a worker; once this returns, the port has frames to receive into.
     ///
     /// # Errors
-    /// When there is no such worker or it does not take commands; the port is dropped then.
+    /// When there is no such worker or it does not answer. In the latter case it may take the port yet: call
+    /// [`Engine::remove_port`].
     pub fn add_port(
         &self,
         worker: usize,
@@ -218,7 +219,7 @@ impl Engine {
         queue: u16,
         port: Box<dyn Port>,
     ) -> Result<(), EngineError> {
-        self.tell(worker, Command::Add { id, queue, port })
+        self.ask(worker, Command::Add { id, queue, port }).map(drop)
     }
 
     /// Takes a port's queue from a worker and closes it; `false` when the worker did not have it.
@@ -228,11 +229,10 @@ impl Engine {
     pub fn remove_port(&self, worker: usize, id: PortId, queue: u16) -> Result<bool, EngineError> {
         match self.ask(worker, Command::Remove { id, queue })? {
             Answer::Removed(port) => {
-                // Closing a socket can wait for the kernel, so it happens here and its frames go round by the exchange.
-                port.close(&mut Pool::new(Vec::new(), Arc::clone(&self.exchange)));
+                self.close(port);
                 Ok(true)
             }
-            Answer::NotHere | Answer::Report(_) => Ok(false),
+            Answer::NotHere | Answer::Added | Answer::Report(_) => Ok(false),
         }
     }
 
@@ -254,27 +254,28 @@ impl Engine {
         self.peers.get(worker).ok_or(EngineError::NoSuchWorker { worker })
     }
 
-    fn tell(&self, worker: usize, command: Command) -> Result<(), EngineError> {
-        let mailbox = self.mailbox(worker)?;
-        mailbox.commands.push(command).map_err(|_| EngineError::Silent { worker })?;
-        mailbox.wake();
-        Ok(())
+    /// Closing a socket can wait for the kernel, so it happens here and its frames go round by the exchange.
+    fn close(&self, port: Box<dyn Port>) {
+        port.close(&mut Pool::new(Vec::new(), Arc::clone(&self.exchange)));
     }
 
     fn ask(&self, worker: usize, command: Command) -> Result<Answer, EngineError> {
         let mailbox = self.mailbox(worker)?;
-        // An answer that came after an earlier question was given up belongs to nobody.
-        while mailbox.answers.pop().is_some() {}
-        self.tell(worker, command)?;
+        let ticket: Ticket = self.next_ticket.fetch_add(1, Relaxed);
+        mailbox.commands.push((ticket, command)).map_err(|_| EngineError::Silent { worker })?;
+        mailbox.ring();
         let asked = self.clock.now();
         loop {
-            if let Some(answer) = mailbox.answers.pop() {
-                return Ok(answer);
+            match mailbox.answers.pop() {
+                Some((of, answer)) if of == ticket => return Ok(answer),
+                // To a question that was given up: nobody else has the port now.
+                Some((_, Answer::Removed(port))) => self.close(port),
+                Some(_) => {}
+                None if self.clock.now().duration_since(asked) > ANSWER_WITHIN => {
+                    return Err(EngineError::Silent { worker });
+                }
+                None => std::thread::sleep(Duration::from_micros(50)),
             }
-            if self.clock.now().duration_since(asked) > ANSWER_WITHIN {
-                return Err(EngineError::Silent { worker });
-            }
-            std::thread::sleep(Duration::from_micros(50));
         }
     }
 
@@ -320,7 +321,7 @@ impl Engine {
     fn join(&mut self) {
         self.stop.store(true, Relaxed);
         for peer in self.peers.iter() {
-            peer.wake();
+            peer.ring();
         }
         for thread in self.threads.drain(..) {
             // A worker that panicked has nothing to hand back.
@@ -358,5 +359,77 @@ fn millis(clock: &quanta::Clock, epoch: quanta::Instant) -> Millis {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::frame::region;
+    use crate::io::mem::MemPort;
+    use crate::tables::flow::Timeouts;
+
+    const FRAMES: u32 = 64;
+
+    /// An engine whose idle workers sleep until they are woken.
+    fn sleeper(workers: usize) -> Engine {
+        let polling = Polling::Adaptive { spin: Duration::ZERO, sleep: Duration::from_secs(3600) };
+        let config = EngineConfig {
+            workers: vec![WorkerConfig { core: None, polling }; workers],
+            flow: FlowConfig { entries_v4: 64, entries_v6: 64, timeouts: Timeouts::default(), seed: 1 },
+        };
+        Engine::start(&config, region::in_memory(FRAMES, 2048).1).unwrap()
+    }
+
+    fn until(what: &str, mut done: impl FnMut() -> bool) {
+        let start = std::time::Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(20), "gave up waiting: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// However close to its falling asleep: a worker sees a snapshot, a command and the stop at once.
+    #[test]
+    fn nothing_waits_for_a_sleeping_worker() {
+        let mut engine = sleeper(2);
+        for generation in 1..=500 {
+            engine.publish(Arc::new(Snapshot { generation, ..Snapshot::default() }));
+            until("the snapshot", || engine.acked() == generation);
+            if generation % 50 == 0 {
+                assert_eq!(engine.port_reports(0).unwrap().len(), 0);
+            }
+        }
+        assert!(engine.retired.len() <= 2, "{}", engine.retired.len());
+        engine.stop();
+    }
+
+    #[test]
+    fn ports_go_to_a_worker_and_come_back() {
+        let engine = sleeper(2);
+        let (port, _) = MemPort::new(4);
+        engine.add_port(1, PortId(7), 0, Box::new(port)).unwrap();
+        let reports = engine.port_reports(8).unwrap();
+        assert_eq!(reports.iter().map(|r| (r.id, r.worker)).collect::<Vec<_>>(), [(PortId(7), 1)]);
+        assert!(!engine.remove_port(0, PortId(7), 0).unwrap());
+        assert!(engine.remove_port(1, PortId(7), 0).unwrap());
+        assert!(!engine.remove_port(1, PortId(7), 0).unwrap());
+        assert!(matches!(engine.remove_port(2, PortId(7), 0), Err(EngineError::NoSuchWorker { worker: 2 })));
+    }
+
+    /// A worker gives a port back after the engine has stopped waiting for it.
+    #[test]
+    fn late_answers_are_no_ones_answers_and_their_ports_are_closed() {
+        let engine = sleeper(1);
+        let (port, wire) = MemPort::new(4);
+        let mut pool = Pool::in_memory(3, 2048);
+        (0..3).for_each(|_| assert!(wire.inject_bytes(&mut pool, b"unread")));
+        assert!(engine.peers[0].answers.push((u32::MAX, Answer::Removed(Box::new(port)))).is_ok());
+        assert!(engine.peers[0].answers.push((u32::MAX, Answer::NotHere)).is_ok());
+        let (port, _) = MemPort::new(4);
+        engine.add_port(0, PortId(1), 0, Box::new(port)).unwrap();
+        assert_eq!(engine.port_reports(8).unwrap().len(), 1);
+        assert!(engine.remove_port(0, PortId(1), 0).unwrap());
+        assert_eq!(engine.exchange.len(), 3, "the frames of the port that came late");
     }
 }

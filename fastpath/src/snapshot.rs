@@ -9,7 +9,10 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::packet::{Ip, Mac, NO_INDEX, PortId};
+use crate::stats::RuleCounters;
 use crate::tables::Lpm;
+use crate::tables::policy::{GroupId, PolicyTable};
+use crate::tables::service::ServiceTable;
 
 /// The state of the node's world that workers forward by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,10 +31,59 @@ pub struct Snapshot {
     pub tunnels: Vec<Tunnel>,
     /// Tunnel by its remote VTEP address: the VTEPs that `decap` accepts.
     pub vteps: HashMap<Ip, u16>,
+    /// Addresses of nodes that are behind a tunnel: answers to them go through it, as what they answer came.
+    pub node_tunnels: HashMap<Ip, u16>,
     /// Next hops on the uplinks.
     pub next_hops: Vec<NextHop>,
+    /// Which connections the pods of this node may open and accept.
+    pub policy: PolicyTable,
+    /// Services.
+    pub services: Arc<ServiceTable>,
+    /// Source address translation.
+    pub snat: Arc<Snat>,
+    /// What policy rules count.
+    pub rule_counters: Arc<RuleCounters>,
     /// Settings workers follow.
     pub settings: Settings,
+}
+
+/// Translation of sources: pods that talk to the outside, clients outside that talk to services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snat {
+    /// Pods of this node reach the outside by the node's address (`nat_outgoing`).
+    pub outgoing: bool,
+    /// The address IPv4 sources become.
+    pub v4: Option<Ip>,
+    /// The address IPv6 sources become.
+    pub v6: Option<Ip>,
+    /// First port (ICMP: identifier) that sources become.
+    pub first: u16,
+    /// Last one.
+    pub last: u16,
+    /// Destinations that see a pod's own address: pods, services, nodes, and those exempt by configuration.
+    pub inside: Lpm<()>,
+}
+
+impl Default for Snat {
+    fn default() -> Self {
+        Self { outgoing: false, v4: None, v6: None, first: 40_000, last: 56_383, inside: Lpm::default() }
+    }
+}
+
+impl Snat {
+    /// The address that sources of a family become.
+    #[inline]
+    #[must_use]
+    pub fn address(&self, v4: bool) -> Option<Ip> {
+        if v4 { self.v4 } else { self.v6 }
+    }
+
+    /// Whether an address and port is one that sources are translated to.
+    #[inline]
+    #[must_use]
+    pub fn holds(&self, addr: Ip, port: u16) -> bool {
+        self.address(addr.is_v4()) == Some(addr) && (self.first..=self.last).contains(&port)
+    }
 }
 
 /// This node, as the packet path needs to know it.
@@ -73,6 +125,8 @@ pub struct PortInfo {
     pub mtu: u16,
     /// Addresses of the pod behind it (the only ones it may send from).
     pub addrs: Vec<Ip>,
+    /// The policies its pod is under; `None` for a port that is no pod's.
+    pub group: Option<GroupId>,
     /// Who owns each of the device's queues: worker number by queue; packets for the port go to one of them.
     pub queues: Vec<u16>,
 }
@@ -138,13 +192,22 @@ pub struct Settings {
     pub outer_udp6_checksum: bool,
     /// TCP segments in the middle of a connection may open a flow.
     pub tcp_pickup: bool,
-    /// ICMP errors a worker may send each second.
+    /// What a policy denies is answered (TCP: reset, others: ICMP administratively prohibited), not dropped in silence.
+    pub reject_denied: bool,
+    /// ICMP errors and resets a worker may send each second.
     pub icmp_rate: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { vni: 4096, vxlan_port: 4789, outer_udp6_checksum: true, tcp_pickup: true, icmp_rate: 1000 }
+        Self {
+            vni: 4096,
+            vxlan_port: 4789,
+            outer_udp6_checksum: true,
+            tcp_pickup: true,
+            reject_denied: false,
+            icmp_rate: 1000,
+        }
     }
 }
 
@@ -200,12 +263,12 @@ impl Snapshot {
         if let Some(port) = self.local.get(&dst) {
             return Ok(direct(*port));
         }
+        // Only flows lead there; without one the gateway is nobody.
+        if dst == GATEWAY_V4 || dst == GATEWAY_V6 {
+            return Err(Unroutable::NoHostPort);
+        }
         match self.routes.lookup(dst).copied().ok_or(Unroutable::NoRoute)? {
-            Route::Tunnel(index) => {
-                let tunnel = self.tunnels.get(usize::from(index)).ok_or(Unroutable::NoRoute)?;
-                let hop = self.next_hops.get(usize::from(tunnel.next_hop)).ok_or(Unroutable::NoRoute)?;
-                Ok(Egress { port: hop.port, tunnel: index, next_hop: tunnel.next_hop, mtu: tunnel.mtu })
-            }
+            Route::Tunnel(index) => self.through(index).ok_or(Unroutable::NoRoute),
             Route::NextHop(index) => {
                 let hop = self.next_hops.get(usize::from(index)).ok_or(Unroutable::NoRoute)?;
                 Ok(Egress { next_hop: index, ..direct(hop.port) })
@@ -213,6 +276,20 @@ impl Snapshot {
             Route::NoEndpoint => Err(Unroutable::NoEndpoint),
             Route::Host => self.host_port().map(direct).ok_or(Unroutable::NoHostPort),
         }
+    }
+
+    /// The way back to the source of a flow, `None` when there is none.
+    #[inline]
+    #[must_use]
+    pub fn egress_back(&self, src: Ip) -> Option<Egress> {
+        let tunnel = self.node_tunnels.get(&src).and_then(|index| self.through(*index));
+        tunnel.or_else(|| self.egress(src).ok())
+    }
+
+    fn through(&self, index: u16) -> Option<Egress> {
+        let tunnel = self.tunnels.get(usize::from(index))?;
+        let hop = self.next_hops.get(usize::from(tunnel.next_hop))?;
+        Some(Egress { port: hop.port, tunnel: index, next_hop: tunnel.next_hop, mtu: tunnel.mtu })
     }
 
     /// The port into the host's stack.
@@ -223,9 +300,19 @@ impl Snapshot {
         u16::try_from(at).ok().map(PortId)
     }
 
+    /// The policies of the pod that has an address; `None` for an address that is no pod's of this node.
+    #[inline]
+    #[must_use]
+    pub fn group(&self, addr: Ip) -> Option<GroupId> {
+        self.port(*self.local.get(&addr)?)?.group
+    }
+
     /// The source of ICMP errors to a receiver of `ip`'s family.
     #[must_use]
     pub fn icmp_source(&self, to: Ip) -> Option<Ip> {
-        if to.is_v4() { self.node.icmp_v4 } else { self.node.icmp_v6 }
+        let (own, gateway) =
+            if to.is_v4() { (self.node.icmp_v4, GATEWAY_V4) } else { (self.node.icmp_v6, GATEWAY_V6) };
+        // A node without an address of the family speaks to its own pods as their gateway.
+        own.or_else(|| self.local.contains_key(&to).then_some(gateway))
     }
 }

@@ -35,6 +35,64 @@ pub struct NodeCounters {
     pub clocks: Counter,
 }
 
+/// Counters of one policy rule on one worker, or of the isolation that denied.
+#[derive(Debug, Default)]
+pub struct RuleCounter {
+    /// Packets of the flows it allowed, both directions; for an isolation the packets it denied.
+    pub packets: Counter,
+    /// Their bytes, as IP packets.
+    pub bytes: Counter,
+    /// Flows it allowed, or denied.
+    pub flows: Counter,
+}
+
+/// Counters of all rules, a row for each worker. Made by the control thread, as the packet path allocates nothing.
+#[derive(Debug, Default)]
+pub struct RuleCounters {
+    workers: Vec<Box<[RuleCounter]>>,
+}
+
+impl RuleCounters {
+    /// `rules` counters, at most 65,536, for each of `workers`.
+    #[must_use]
+    pub fn new(workers: usize, rules: usize) -> Self {
+        let rules = rules.min(1 << 16);
+        let row = || (0..rules).map(|_| RuleCounter::default()).collect();
+        Self { workers: (0..workers).map(|_| row()).collect() }
+    }
+
+    /// The counters that one worker writes; none for a worker beyond those it was made for.
+    #[inline]
+    #[must_use]
+    pub fn of(&self, worker: usize) -> &[RuleCounter] {
+        self.workers.get(worker).map_or(&[], AsRef::as_ref)
+    }
+
+    /// Rules there are counters for.
+    #[must_use]
+    pub fn rules(&self) -> usize {
+        self.workers.first().map_or(0, |row| row.len())
+    }
+
+    /// Packets, bytes and flows of one rule on all workers.
+    #[must_use]
+    pub fn total(&self, rule: u16) -> [u64; 3] {
+        let rows = self.workers.iter().filter_map(|row| row.get(usize::from(rule)));
+        rows.fold([0; 3], |[p, b, f], c| {
+            [p.wrapping_add(c.packets.get()), b.wrapping_add(c.bytes.get()), f.wrapping_add(c.flows.get())]
+        })
+    }
+}
+
+/// Snapshots are compared by what they make of packets: counters are the same only if they are one.
+impl PartialEq for RuleCounters {
+    fn eq(&self, other: &Self) -> bool {
+        core::ptr::eq(self, other)
+    }
+}
+
+impl Eq for RuleCounters {}
+
 /// Counters of one worker.
 #[derive(Debug)]
 pub struct WorkerStats {

@@ -14,7 +14,7 @@ use crate::io::Pool;
 use crate::io::mem::{MemHandle, MemPort};
 use crate::packet::{Ip, Mac, NO_INDEX, PortId};
 use crate::snapshot::{
-    GATEWAY_MAC, NextHop, NodeInfo, PortInfo, PortRole, Route, Settings, Snapshot, Tunnel,
+    GATEWAY_MAC, NextHop, NodeInfo, PortInfo, PortRole, Route, Settings, Snapshot, Snat, Tunnel,
 };
 use crate::tables::Prefix;
 use crate::tables::flow::{FlowConfig, Timeouts};
@@ -80,6 +80,7 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
         peer_mac: (role == PortRole::Pod).then(|| mac(this, n)),
         mtu,
         addrs,
+        group: None,
         queues: vec![0],
     };
     let mut ports = vec![Some(port("uplink", PortRole::Uplink, 0, vec![], 1500))];
@@ -112,6 +113,7 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
             mtu: 1500 - overhead,
         }];
         snap.vteps.insert(underlay(v6, other), 0);
+        snap.node_tunnels.extend([false, true].map(|family| (underlay(family, other), 0)));
     }
     for family in [false, true] {
         let bits = if family { 64 } else { 24 };
@@ -132,6 +134,14 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
         addresses: own(false).into_iter().chain(own(true)).collect(),
         vteps: vec![underlay(v6, this)],
     };
+    let mut snat = Snat { outgoing: true, v4: own(false), v6: own(true), ..Snat::default() };
+    for family in [false, true] {
+        let bits = if family { 64 } else { 24 };
+        let nets = [1, 2].map(|node| Prefix::new(pod(family, node, 0).into(), bits));
+        let nodes = [1, 2].map(|node| Some(Prefix::host(underlay(family, node))));
+        snat.inside.extend(nets.into_iter().chain(nodes).flatten().map(|p| (p, ())));
+    }
+    snap.snat = Arc::new(snat);
     snap.settings = Settings::default();
     debug_assert!(snap.next_hops.len() < usize::from(NO_INDEX));
     snap
@@ -187,6 +197,11 @@ impl Bed {
     /// Lets the worker pass until there is nothing to do, then collects what each port sent.
     pub fn run(&mut self) -> Vec<(PortId, Vec<u8>)> {
         while self.worker.pass() {}
+        self.collect()
+    }
+
+    /// Collects what each port has sent so far.
+    pub fn collect(&mut self) -> Vec<(PortId, Vec<u8>)> {
         let mut out = Vec::new();
         for (port, wire) in &self.wires {
             while let Some(frame) = wire.collect() {

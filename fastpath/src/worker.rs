@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use core::mem::MaybeUninit;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use core::time::Duration;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -55,7 +55,10 @@ pub enum Polling {
     },
 }
 
-/// What the control thread tells a worker.
+/// Tells which command an answer is to: one can come after its question was given up.
+pub(crate) type Ticket = u32;
+
+/// What the control thread tells a worker. Each command gets one answer.
 pub(crate) enum Command {
     /// Take over a port's queue.
     Add { id: PortId, queue: u16, port: Box<dyn Port> },
@@ -67,6 +70,8 @@ pub(crate) enum Command {
 
 /// What a worker answers.
 pub(crate) enum Answer {
+    /// The port is the worker's, and has frames to receive into.
+    Added,
     /// The port given back; to be closed by the control thread, as that can block.
     Removed(Box<dyn Port>),
     /// No such port here.
@@ -97,8 +102,8 @@ pub(crate) struct Handoff {
 
 /// How a worker is reached by others.
 pub(crate) struct Mailbox {
-    pub(crate) commands: ArrayQueue<Command>,
-    pub(crate) answers: ArrayQueue<Answer>,
+    pub(crate) commands: ArrayQueue<(Ticket, Command)>,
+    pub(crate) answers: ArrayQueue<(Ticket, Answer)>,
     pub(crate) handoffs: ArrayQueue<Handoff>,
     pub(crate) event: OwnedFd,
     pub(crate) stats: WorkerStats,
@@ -116,12 +121,18 @@ impl Mailbox {
         })
     }
 
-    /// Wakes the worker if it sleeps in the kernel.
+    /// Wakes the worker if it sleeps, for what was put into one of the queues. One system call per sleep.
     pub(crate) fn wake(&self) {
-        if self.stats.sleeping.load(Acquire) {
-            // Only fails when the counter is full, and then the worker is woken anyway.
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        // Both sides swap: either this one sees that the worker sleeps, or the worker sees what is in the queue.
+        if self.stats.sleeping.swap(false, SeqCst) {
+            self.ring();
         }
+    }
+
+    /// Ends the worker's wait, or its next one: for what it does not look at again before it sleeps.
+    pub(crate) fn ring(&self) {
+        // Only fails when the counter is full, and then the worker is woken anyway.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
 }
 
@@ -152,6 +163,8 @@ pub struct Worker {
     graph: Graph,
     packets: Packets,
     received: Vec<Frame>,
+    /// Workers that were handed packets of this vector.
+    handed: Vec<bool>,
     turn: usize,
     swept: Millis,
     idle_since: Option<u64>,
@@ -183,6 +196,7 @@ impl Worker {
         }
         Ok(Self {
             number: setup.number,
+            handed: vec![false; setup.peers.len()],
             peers: setup.peers,
             pool: setup.pool,
             flows: setup.flows,
@@ -244,6 +258,11 @@ impl Worker {
         self.peers.get(usize::from(self.number)).map(|m| &m.stats)
     }
 
+    /// What the worker asked of the control thread since the last call.
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        core::iter::from_fn(|| self.events.pop())
+    }
+
     /// The worker's free frames.
     pub fn pool(&mut self) -> &mut Pool {
         &mut self.pool
@@ -295,11 +314,13 @@ impl Worker {
 
     /// Carries out at most one command; ports change between vectors only.
     fn obey(&mut self, mailbox: &Mailbox) -> bool {
-        let Some(command) = mailbox.commands.pop() else { return false };
+        let Some((ticket, command)) = mailbox.commands.pop() else { return false };
         let answer = match command {
-            Command::Add { id, queue, port } => {
+            Command::Add { id, queue, mut port } => {
+                // Packets may come as soon as the control thread has the answer.
+                port.refill(&mut self.pool);
                 self.add_port(id, queue, port);
-                return true;
+                Answer::Added
             }
             Command::Remove { id, queue } => match self.position(id, Some(queue)) {
                 Some(at) => {
@@ -328,7 +349,7 @@ impl Worker {
             }
         };
         // The control thread waits for each answer before its next command, so there is room.
-        let _ = mailbox.answers.push(answer);
+        let _ = mailbox.answers.push((ticket, answer));
         true
     }
 
@@ -352,10 +373,12 @@ impl Worker {
     fn receive(&mut self, stats: &WorkerStats) -> bool {
         let start = self.clock.raw();
         let count = self.ports.len();
+        // Without room for all, the ones that had no turn come first in the next pass.
+        let mut served = 1;
         for n in 0..count {
             let room = VECTOR - self.packets.len();
             if room == 0 {
-                self.turn = (self.turn + n) % count;
+                served = n;
                 break;
             }
             let Some(local) = self.ports.get_mut((self.turn + n) % count) else { continue };
@@ -369,7 +392,7 @@ impl Worker {
             }
         }
         if count > 0 {
-            self.turn = (self.turn + 1) % count;
+            self.turn = (self.turn + served) % count;
         }
         let received = self.packets.len() as u64;
         if received > 0 {
@@ -390,6 +413,7 @@ impl Worker {
             flows: &self.flows,
             now,
             stats: &mailbox.stats,
+            rules: snap.rule_counters.of(usize::from(self.number)),
             events: &self.events,
             packets: &mut self.packets,
         };
@@ -403,11 +427,24 @@ impl Worker {
                 self.index.get(usize::from(meta.egress.0)).and_then(|at| self.ports.get_mut(usize::from(*at)))
             {
                 local.out.push(frame);
-            } else if let Err((frame, reason)) = hand_over(frame, &meta, self.number, snap, &self.peers) {
-                count_drop(&mailbox.stats, reason);
-                pool.put(frame);
             } else {
-                mailbox.stats.handoffs.add(1);
+                match hand_over(frame, &meta, self.number, snap, &self.peers) {
+                    Ok(owner) => {
+                        mailbox.stats.handoffs.add(1);
+                        if let Some(handed) = self.handed.get_mut(owner) {
+                            *handed = true;
+                        }
+                    }
+                    Err((frame, reason)) => {
+                        count_drop(&mailbox.stats, reason);
+                        pool.put(frame);
+                    }
+                }
+            }
+        }
+        for (peer, handed) in self.peers.iter().zip(&mut self.handed) {
+            if core::mem::take(handed) {
+                peer.wake();
             }
         }
         self.packets.drain(|frame| pool.put(frame));
@@ -486,7 +523,7 @@ impl Worker {
         }
         let peers = Arc::clone(&self.peers);
         let Some(mailbox) = peers.get(usize::from(self.number)) else { return };
-        mailbox.stats.sleeping.store(true, core::sync::atomic::Ordering::SeqCst);
+        mailbox.stats.sleeping.swap(true, SeqCst);
         // Looked at again after `sleeping` is seen by everybody: what came before needs no wake-up.
         if mailbox.commands.is_empty() && mailbox.handoffs.is_empty() {
             mailbox.stats.sleeps.add(1);
@@ -506,7 +543,8 @@ impl Worker {
     }
 }
 
-/// Gives a frame to the worker that owns the port, a queue chosen by hash so that one flow stays in order.
+/// Gives a frame to the worker that owns the port, a queue chosen by hash so that one flow stays in order; returns
+/// its number, for it to be woken.
 #[inline]
 fn hand_over(
     frame: Frame,
@@ -514,15 +552,41 @@ fn hand_over(
     number: u16,
     snap: &Snapshot,
     peers: &[Mailbox],
-) -> Result<(), (Frame, DropReason)> {
+) -> Result<usize, (Frame, DropReason)> {
     let queues = snap.port(meta.egress).map_or(&[][..], |p| p.queues.as_slice());
     let queue = usize::try_from(meta.hash % (queues.len().max(1) as u64)).unwrap_or(0);
-    let owner = queues.get(queue).filter(|w| **w != number).and_then(|w| peers.get(usize::from(*w)));
-    let (Some(owner), Ok(queue)) = (owner, u16::try_from(queue)) else {
+    let owner = queues.get(queue).filter(|w| **w != number).map(|w| usize::from(*w));
+    let (Some((owner, peer)), Ok(queue)) =
+        (owner.and_then(|w| peers.get(w).map(|p| (w, p))), u16::try_from(queue))
+    else {
         return Err((frame, DropReason::PortGone));
     };
     let handoff = Handoff { frame, egress: meta.egress, queue };
-    owner.handoffs.push(handoff).map_err(|h| (h.frame, DropReason::HandoffFull))?;
-    owner.wake();
-    Ok(())
+    peer.handoffs.push(handoff).map_err(|h| (h.frame, DropReason::HandoffFull))?;
+    Ok(owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the event's counter says; reading it sets it back.
+    fn rung(mailbox: &Mailbox) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(&mailbox.event, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    #[test]
+    fn only_a_sleeping_worker_is_rung_and_once() {
+        let mailbox = Mailbox::new().unwrap();
+        mailbox.wake();
+        assert_eq!(rung(&mailbox), 0);
+        mailbox.stats.sleeping.store(true, SeqCst);
+        for _ in 0..5 {
+            mailbox.wake();
+        }
+        assert_eq!(rung(&mailbox), 1);
+        mailbox.ring();
+        assert_eq!(rung(&mailbox), 1, "whether it sleeps or not");
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fastpath::graph::DropReason;
+use fastpath::graph::{DropReason, Event};
 use fastpath::packet::{Ip, Mac, PortId, proto};
 use fastpath::snapshot::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Route};
 use fastpath::tables::Prefix;
@@ -490,15 +490,64 @@ fn fragments_reach_their_pod() {
 }
 
 #[test]
-fn an_unresolved_neighbor_is_asked_for() {
-    let mut a = Bed::new(snapshot(1, NATIVE));
-    a.publish(|s| s.next_hops.iter_mut().for_each(|h| h.dst_mac = None));
-    a.send(pod_port(1), &from_pod(1, 1, Spec::udp(pod(false, 1, 1), pod(false, 2, 1), 1, 2)));
-    assert_eq!(a.run(), []);
-    assert_eq!(a.drops(), [(DropReason::NeighborUnresolved, 1)].into());
-    a.publish(|s| s.next_hops.iter_mut().for_each(|h| h.dst_mac = Some(mac(2, 0))));
-    a.send(pod_port(1), &from_pod(1, 1, Spec::udp(pod(false, 1, 1), pod(false, 2, 1), 1, 2)));
-    assert_eq!(a.run().len(), 1);
+fn only_a_destination_on_the_link_is_asked_for() {
+    let to_b = || from_pod(1, 1, Spec::udp(pod(false, 1, 1), pod(false, 2, 1), 1, 2));
+    for (underlay, on_link, asked) in [
+        (NATIVE, true, Some(pod(false, 2, 1))),
+        (NATIVE, false, None),
+        (VXLAN4, true, None),
+        (VXLAN4, false, None),
+    ] {
+        let mut a = Bed::new(snapshot(1, underlay));
+        a.publish(|s| {
+            for hop in &mut s.next_hops {
+                hop.dst_mac = None;
+                hop.addr = hop.addr.filter(|_| !on_link);
+            }
+        });
+        a.send(pod_port(1), &to_b());
+        assert_eq!(a.run(), []);
+        assert_eq!(a.drops(), [(DropReason::NeighborUnresolved, 1)].into());
+        let want = asked.map(|addr| Event::Resolve { port: UPLINK, addr });
+        assert_eq!(a.worker.events().collect::<Vec<_>>(), want.into_iter().collect::<Vec<_>>());
+        a.publish(|s| s.next_hops.iter_mut().for_each(|h| h.dst_mac = Some(mac(2, 0))));
+        a.send(pod_port(1), &to_b());
+        assert_eq!(a.run().len(), 1);
+        assert_eq!(a.worker.events().count(), 0);
+    }
+}
+
+/// More ports than one vector has room for, all with more than their turn: none waits for the others to finish.
+#[test]
+fn saturated_ports_are_served_evenly() {
+    const EACH: u16 = 192;
+    let mut bed = Bed::new(snapshot(1, NATIVE));
+    let mut from = |port: PortId, spec: Spec, frame: Vec<u8>| {
+        let src = spec.src;
+        (0..EACH).for_each(|_| assert!(bed.send(port, &frame)));
+        src
+    };
+    let mut sources: Vec<Ip> = (1..=PODS)
+        .map(|n| {
+            let spec = Spec::udp(pod(false, 1, n), pod(false, 1, n % PODS + 1), 1, 2);
+            from(pod_port(n), spec.clone(), from_pod(1, n, spec))
+        })
+        .collect();
+    let mut spec = Spec::udp(pod(false, 2, 1), pod(false, 1, 1), 1, 2);
+    spec.dst_mac = mac(1, 0);
+    sources.push(from(UPLINK, spec.clone(), spec.build()));
+
+    let mut got: BTreeMap<Ip, usize> = BTreeMap::new();
+    for pass in 0..6 {
+        bed.worker.pass();
+        for (_, frame) in bed.collect() {
+            *got.entry(error(&frame).0).or_default() += 1;
+        }
+        let counts = sources.iter().map(|s| got.get(s).copied().unwrap_or(0));
+        let (least, most) = (counts.clone().min().unwrap(), counts.max().unwrap());
+        assert!(most - least <= 64, "pass {pass}: {got:?}");
+    }
+    assert_eq!(got.values().copied().collect::<Vec<_>>(), [usize::from(EACH); 5]);
 }
 
 proptest! {

@@ -203,8 +203,8 @@ impl Redirect {
         result
     }
 
-    /// Drops the links of a previous run that no [`Redirect::attach`] took over; to be called after the
-    /// first reconciliation. Returns how many there were.
+    /// Drops the links of a previous run that no [`Redirect::attach`] took over; to be called once all that
+    /// is wanted is attached: whatever they protected is open then. Returns how many there were.
     ///
     /// # Errors
     /// When a pin cannot be removed.

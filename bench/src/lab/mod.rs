@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
-mod netns;
+pub(crate) mod netns;
 mod report;
 mod topology;
 mod traffic;
@@ -74,6 +74,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let daemon = options.daemon.canonicalize().with_context(|| format!("{}", options.daemon.display()))?;
     clean();
     let topology = Topology::create()?;
+    let time = Duration::from_millis(options.millis);
+    let ceiling = traffic::ceiling(&topology, time, options.batch)?;
+    println!(
+        "no forwarder: {:.3} Mpps delivered of {:.3} sent, {:.0} % asleep",
+        ceiling.delivered,
+        ceiling.sent,
+        ceiling.asleep * 100.0
+    );
     let mut comparisons = Path::ALL.map(Comparison::new);
     for round in 1..=options.rounds {
         for contender in Contender::ALL {
@@ -87,23 +95,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             };
             for comparison in &mut comparisons {
                 let path = comparison.path;
-                let run =
-                    traffic::measure(&topology, path, Duration::from_millis(options.millis), options.batch)?;
+                let run = traffic::measure(&topology, path, time, options.batch)?;
                 let name = contender.name(path);
                 println!(
-                    "round {round}: {}: {name}: {:.3} Mpps delivered of {:.3} sent",
+                    "round {round}: {}: {name}: {:.3} Mpps delivered of {:.3} sent, {:.0} % asleep",
                     path.name(),
                     run.delivered,
-                    run.sent
+                    run.sent,
+                    run.asleep * 100.0
                 );
                 ensure!(run.delivered > 0.0, "{name} delivered nothing");
                 comparison.add(contender, run);
             }
         }
     }
-    report::print(&comparisons);
+    report::print(&comparisons, ceiling.delivered);
     if let Some(file) = &options.json {
-        report::write(file, options, &comparisons)?;
+        report::write(file, options, &comparisons, ceiling.delivered)?;
     }
     Ok(())
 }

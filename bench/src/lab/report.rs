@@ -10,6 +10,13 @@ use super::topology::Path;
 use super::traffic::Run;
 use super::{Contender, Options, netns};
 
+/// The generator may sleep this part of the time: timer ticks, the sink's counters.
+const ASLEEP: f64 = 0.1;
+/// From this part of what was sent on, what was delivered does not show the forwarder's limit.
+const ALL: f64 = 0.98;
+/// From this part of what generator and sink do alone, a rate may be theirs.
+const NEAR: f64 = 0.9;
+
 /// All runs over one path, by contender in the order of [`Contender::ALL`].
 #[derive(Debug)]
 pub(crate) struct Comparison {
@@ -30,8 +37,10 @@ struct Spread {
 struct Round {
     ours: f64,
     ours_sent: f64,
+    ours_asleep: f64,
     theirs: f64,
     theirs_sent: f64,
+    theirs_asleep: f64,
 }
 
 /// Us against one peer on one path.
@@ -44,6 +53,8 @@ struct Entry {
     theirs: Spread,
     /// Of ours to theirs, round by round.
     ratio: Spread,
+    /// Why the ratio may not be that of the forwarders; empty when nothing is known against it.
+    doubts: Vec<String>,
     runs: Vec<Round>,
 }
 
@@ -58,6 +69,8 @@ struct Report {
     rounds: u32,
     seconds_a_run: f64,
     generator_batch: u32,
+    /// Mpps that generator and sink do without a forwarder.
+    ceiling: f64,
     results: Vec<Entry>,
 }
 
@@ -76,7 +89,7 @@ impl Comparison {
         }
     }
 
-    fn entries(&self) -> Vec<Entry> {
+    fn entries(&self, ceiling: f64) -> Vec<Entry> {
         let [ours, peers @ ..] = &self.runs;
         let of = |peer: Contender, theirs: &[Run]| {
             let pairs = || ours.iter().zip(theirs);
@@ -87,18 +100,49 @@ impl Comparison {
                 peer: peer.name(self.path),
                 theirs: spread(theirs.iter().map(|r| r.delivered)),
                 ratio: spread(pairs().map(|(a, b)| a.delivered / b.delivered)),
+                doubts: [(Contender::Fastpath, ours.as_slice()), (peer, theirs)]
+                    .into_iter()
+                    .flat_map(|(who, runs)| doubts(who, self.path, runs, ceiling))
+                    .collect(),
                 runs: pairs()
                     .map(|(a, b)| Round {
                         ours: a.delivered,
                         ours_sent: a.sent,
+                        ours_asleep: a.asleep,
                         theirs: b.delivered,
                         theirs_sent: b.sent,
+                        theirs_asleep: b.asleep,
                     })
                     .collect(),
             }
         };
         Contender::ALL.iter().skip(1).zip(peers).map(|(peer, runs)| of(*peer, runs)).collect()
     }
+}
+
+/// What speaks against taking the runs of a contender as what it can forward.
+fn doubts(who: Contender, path: Path, runs: &[Run], ceiling: f64) -> Vec<String> {
+    // On one core with the generator, what is sent is what is forwarded: nothing to see in it.
+    let own_core = who != Contender::Kernel;
+    let count = |is: &dyn Fn(&Run) -> bool| runs.iter().filter(|r| is(r)).count();
+    [
+        (
+            count(&|r| r.asleep > ASLEEP),
+            format!("the generator slept over {:.0} % of the time", ASLEEP * 100.0),
+        ),
+        (
+            count(&|r| own_core && r.delivered >= ALL * r.sent),
+            "nothing was lost: the generator was the limit, the rate is a lower bound".to_owned(),
+        ),
+        (
+            count(&|r| r.delivered >= NEAR * ceiling),
+            format!("near the {ceiling:.3} Mpps of generator and sink alone"),
+        ),
+    ]
+    .into_iter()
+    .filter(|(rounds, _)| *rounds > 0)
+    .map(|(rounds, why)| format!("{}, {rounds} of {} rounds: {why}", who.name(path), runs.len()))
+    .collect()
 }
 
 fn spread(values: impl Iterator<Item = f64>) -> Spread {
@@ -110,9 +154,9 @@ fn spread(values: impl Iterator<Item = f64>) -> Spread {
 }
 
 /// The table for people.
-pub(crate) fn print(comparisons: &[Comparison]) {
-    println!("\nMpps delivered: median (min - max)");
-    for e in comparisons.iter().flat_map(Comparison::entries) {
+pub(crate) fn print(comparisons: &[Comparison], ceiling: f64) {
+    println!("\nMpps delivered: median (min - max); {ceiling:.3} without a forwarder");
+    for e in comparisons.iter().flat_map(|c| c.entries(ceiling)) {
         let text = |s: Spread| format!("{:.3} ({:.3} - {:.3})", s.median, s.min, s.max);
         println!(
             "{}: fastpath {}; {} {}; ratio {}",
@@ -122,11 +166,19 @@ pub(crate) fn print(comparisons: &[Comparison]) {
             text(e.theirs),
             text(e.ratio)
         );
+        for doubt in e.doubts {
+            println!("  DOUBTFUL: {doubt}");
+        }
     }
 }
 
 /// The file for programs.
-pub(crate) fn write(file: &PathBuf, options: &Options, comparisons: &[Comparison]) -> Result<()> {
+pub(crate) fn write(
+    file: &PathBuf,
+    options: &Options,
+    comparisons: &[Comparison],
+    ceiling: f64,
+) -> Result<()> {
     let read = |path: &str| std::fs::read_to_string(path).map(|t| t.trim().to_owned());
     let cpu = read("/proc/cpuinfo")?;
     let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown");
@@ -140,7 +192,8 @@ pub(crate) fn write(file: &PathBuf, options: &Options, comparisons: &[Comparison
         rounds: options.rounds,
         seconds_a_run: options.millis as f64 / 1e3,
         generator_batch: options.batch,
-        results: comparisons.iter().flat_map(Comparison::entries).collect(),
+        ceiling,
+        results: comparisons.iter().flat_map(|c| c.entries(ceiling)).collect(),
     };
     let text = serde_json::to_string_pretty(&report)? + "\n";
     std::fs::write(file, text).with_context(|| file.display().to_string())
@@ -149,6 +202,34 @@ pub(crate) fn write(file: &PathBuf, options: &Options, comparisons: &[Comparison
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn doubtful_runs_are_named() {
+        let run = |delivered, sent, asleep| Run { delivered, sent, asleep };
+        let of = |who, runs: &[Run]| doubts(who, Path::SameNode, runs, 4.0);
+        let steered = Contender::KernelSteered;
+        let sound = [run(1.0, 3.0, 0.01), run(3.5, 4.0, 0.09)];
+        assert!(of(Contender::Fastpath, &sound).is_empty());
+        // The generator's own core forwards: all that is sent arrives.
+        assert!(of(Contender::Kernel, &[run(1.0, 1.0, 0.0)]).is_empty());
+        for (runs, want) in [
+            (
+                &[sound[0], run(0.13, 0.13, 0.95)][..],
+                &["1 of 2 rounds: the generator slept", "1 of 2 rounds: nothing was lost"][..],
+            ),
+            (&[run(1.0, 1.5, 0.5)], &["1 of 1 rounds: the generator slept over 10 %"]),
+            (&[run(2.0, 2.01, 0.0)], &["1 of 1 rounds: nothing was lost"]),
+            (&[run(3.7, 4.0, 0.0)], &["1 of 1 rounds: near the 4.000 Mpps"]),
+        ] {
+            for who in [Contender::Fastpath, steered] {
+                let found = of(who, runs);
+                assert_eq!(found.len(), want.len(), "{found:?}");
+                for (found, want) in found.iter().zip(want) {
+                    assert!(found.starts_with(who.name(Path::SameNode)) && found.contains(want), "{found}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn spreads() {

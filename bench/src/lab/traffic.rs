@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use fastpath_xdp::generator::{Flows, Generator};
+use anyhow::{Context as _, Result, bail};
+use fastpath_xdp::attach::ModeRequest;
+use fastpath_xdp::generator::{Flows, Generator, Sink};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -22,13 +23,26 @@ pub(crate) struct Run {
     pub(crate) delivered: f64,
     /// Given to pod a's device; what is over the forwarder's rate is lost there.
     pub(crate) sent: f64,
+    /// Part of the time that the generator slept, 0 to 1: it neither ran nor waited for its core.
+    pub(crate) asleep: f64,
 }
 
-/// Sends for `time` and counts.
+/// Sends over `path` for `time` and counts.
 pub(crate) fn measure(topology: &Topology, path: Path, time: Duration, batch: u32) -> Result<Run> {
+    send(topology, path.destination(), topology.sink(path), time, batch)
+}
+
+/// The same to a sink where the forwarder would receive: what generator and sink do without a forwarder.
+///
+/// The sink's part runs on the generator's core, as receiving does for every contender.
+pub(crate) fn ceiling(topology: &Topology, time: Duration, batch: u32) -> Result<Run> {
+    let sink = topology.node.run(|| Ok(Sink::attach("fp-a", ModeRequest::Native)?))?;
+    send(topology, Path::SameNode.destination(), &sink, time, batch)
+}
+
+fn send(topology: &Topology, to: [u8; 4], sink: &Sink, time: Duration, batch: u32) -> Result<Run> {
     let mac = parse_mac(&topology.pod_a.mac("eth0")?)?;
-    let frame = frame(mac, path.destination());
-    let sink = topology.sink(path);
+    let frame = frame(mac, to);
     topology.pod_a.run(|| {
         let mut cores = CpuSet::new();
         cores.set(0)?;
@@ -39,16 +53,29 @@ pub(crate) fn measure(topology: &Topology, path: Path, time: Duration, batch: u3
         while start.elapsed() < WARM_UP {
             generator.send(&frame, batch)?;
         }
-        let (start, before) = (Instant::now(), sink.count()?.frames);
+        let (start, before, scheduled) = (Instant::now(), sink.count()?.frames, scheduled()?);
         let mut sent = 0u64;
         while start.elapsed() < time {
             generator.send(&frame, batch)?;
             sent += u64::from(batch);
         }
+        let awake = self::scheduled()?.saturating_sub(scheduled).as_secs_f64();
         let (after, seconds) = (sink.count()?.frames, start.elapsed().as_secs_f64());
         let mega = |frames: u64| frames as f64 / seconds / 1e6;
-        Ok(Run { delivered: mega(after - before), sent: mega(sent) })
+        let asleep = (1.0 - awake / seconds).clamp(0.0, 1.0);
+        Ok(Run { delivered: mega(after - before), sent: mega(sent), asleep })
     })
+}
+
+/// How long the calling thread ran or was ready to run (`/proc/thread-self/schedstat`: nanoseconds of each).
+fn scheduled() -> Result<Duration> {
+    let path = "/proc/thread-self/schedstat";
+    let text = std::fs::read_to_string(path).context(path)?;
+    let mut numbers = text.split_whitespace().map(str::parse::<u64>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(ran)), Some(Ok(waited))) => Ok(Duration::from_nanos(ran + waited)),
+        _ => bail!("{path} is not as expected: {text}"),
+    }
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6]> {
@@ -82,6 +109,18 @@ fn frame(source: [u8; 6], destination: [u8; 4]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sleep_is_told_from_work() {
+        let (start, before) = (Instant::now(), scheduled().unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        // However long it waited for a core afterwards: that counts as awake.
+        let asleep = start.elapsed().saturating_sub(scheduled().unwrap() - before);
+        assert!(asleep >= Duration::from_millis(40), "{asleep:?}");
+        let before = scheduled().unwrap();
+        while start.elapsed() < Duration::from_secs(20) && scheduled().unwrap() == before {}
+        assert!(scheduled().unwrap() > before);
+    }
 
     #[test]
     fn the_header_sums_to_zero() {

@@ -144,6 +144,7 @@ fn ports(inputs: &Inputs<'_>, snapshot: &mut Snapshot, problems: &mut Vec<String
                 peer_mac: port.peer_mac,
                 mtu: port.mtu,
                 addrs,
+                group: None,
                 queues: port.queues.clone(),
             });
         }

@@ -158,6 +158,9 @@ fn remote_node(
     let pods = hops.inputs.model.pods.values().filter(|p| is_outside(p, node));
     let addresses = pods.flat_map(|p| p.addresses.iter().copied().map(IpNet::from));
     let nets: Vec<IpNet> = node.pod_cidrs.iter().copied().chain(addresses).collect();
+    if let Some(Route::Tunnel(index)) = tunnel {
+        snapshot.node_tunnels.extend(node.addresses.iter().map(|a| (Ip::from(*a), index)));
+    }
     for net in nets {
         match tunnel.or_else(|| direct(hops, node, net)) {
             Some(route) => add(snapshot, net, route),

@@ -137,7 +137,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         snapshot: Arc::new(Snapshot::default()),
         synced: None,
         remembered: BTreeMap::new(),
-        asked: VecDeque::new(),
+        asked: super::asked::Asked::default(),
         reaped: false,
         attach_problems: Vec::new(),
         compile_problems: Vec::new(),
@@ -192,6 +192,7 @@ fn overlay(config: &Config) -> Overlay {
             vxlan_port: config.overlay.port,
             outer_udp6_checksum: config.overlay.udp6_checksum,
             tcp_pickup: config.flow.tcp_pickup == config::TcpPickup::Allow,
+            reject_denied: false,
             icmp_rate: config.icmp.errors_per_second,
         },
     }

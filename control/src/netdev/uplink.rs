@@ -73,38 +73,52 @@ pub enum UplinkError {
     },
 }
 
-/// The uplinks: the devices of these names, or without names those of the default routes.
+/// The uplinks: the devices of these names, or without names those of the default routes; and what is wrong with those
+/// that cannot be one.
 ///
 /// `max_mtu` is the longest IP packet a frame holds, in bytes. The order is that of `names`, duplicates once.
-///
-/// # Errors
-/// [`UplinkError`] of the first device that cannot be an uplink.
+#[must_use]
 pub fn select_uplinks<S: AsRef<str>>(
     view: &NetView,
     names: &[S],
     max_mtu: u32,
-) -> Result<Vec<Uplink>, UplinkError> {
-    let mut out: Vec<Uplink> = Vec::new();
-    let mut add = |link: &Link, by| {
-        check(view, link, max_mtu)?;
-        if !out.iter().any(|u| u.link.index == link.index) {
-            out.push(Uplink { link: link.clone(), by });
-        }
-        Ok(())
+) -> (Vec<Uplink>, Vec<UplinkError>) {
+    let mut uplinks: Vec<Uplink> = Vec::new();
+    let mut errors = Vec::new();
+    let mut add = |link: Result<&Link, UplinkError>, by| match link
+        .and_then(|link| check(view, link, max_mtu).map(|()| link))
+    {
+        Ok(link) if uplinks.iter().any(|u| u.link.index == link.index) => {}
+        Ok(link) => uplinks.push(Uplink { link: link.clone(), by }),
+        Err(e) if errors.contains(&e) => {}
+        Err(e) => errors.push(e),
     };
+    for name in names.iter().map(AsRef::as_ref) {
+        let missing = || UplinkError::NotFound { name: name.to_owned(), present: present(view) };
+        add(view.link_by_name(name).ok_or_else(missing), ChosenBy::Name);
+    }
     if names.is_empty() {
         for link in view.default_route_devices().iter().filter_map(|index| view.links.get(index)) {
-            add(link, ChosenBy::DefaultRoute)?;
+            add(Ok(link), ChosenBy::DefaultRoute);
         }
-        return if out.is_empty() { Err(UplinkError::NoDefaultRoute) } else { Ok(out) };
+        if uplinks.is_empty() && errors.is_empty() {
+            errors.push(UplinkError::NoDefaultRoute);
+        }
     }
-    for name in names.iter().map(AsRef::as_ref) {
-        let link = view
-            .link_by_name(name)
-            .ok_or_else(|| UplinkError::NotFound { name: name.to_owned(), present: present(view) })?;
-        add(link, ChosenBy::Name)?;
+    (uplinks, errors)
+}
+
+impl UplinkError {
+    /// Whether the device of that name, an uplink until now, had better stay one: what is wrong passes, or does not
+    /// keep it from forwarding, and to detach it would cut off every other node.
+    #[must_use]
+    pub fn keeps(&self, device: &str) -> bool {
+        match self {
+            Self::NoDefaultRoute => true,
+            Self::Down { name } | Self::Mtu { name, .. } => name == device,
+            Self::NotFound { .. } | Self::Kind { .. } | Self::Enslaved { .. } => false,
+        }
     }
-    Ok(out)
 }
 
 fn present(view: &NetView) -> String {

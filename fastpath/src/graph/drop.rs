@@ -51,6 +51,8 @@ drop_reasons! {
     SourceNotOwn = "source_not_own",
     /// The uplink brought a packet from an address of a pod on this node.
     SourceIsLocal = "source_is_local",
+    /// The uplink brought it another way than its source is reached: a pod behind a tunnel sends through its tunnel.
+    SourceWrongWay = "source_wrong_way",
     /// ARP request or neighbour solicitation for something other than the gateway.
     NotGateway = "not_gateway",
     /// VXLAN packet from an address that is no known VTEP.
@@ -79,6 +81,28 @@ drop_reasons! {
     IcmpRateLimited = "icmp_rate_limited",
     /// TCP segment in the middle of a connection that has no flow, with `tcp_pickup = "deny"`.
     TcpNoFlow = "tcp_no_flow",
+    /// The policies of the pod that sent it allow no such connection; `show policies` says which.
+    PolicyDeniedEgress = "policy_denied_egress",
+    /// The policies of the pod it is for allow no such connection; `show policies` says which.
+    PolicyDeniedIngress = "policy_denied_ingress",
+    /// For a service without a usable backend (the sender gets a reset or ICMP port unreachable).
+    NoBackend = "no_backend",
+    /// From outside for a service with `externalTrafficPolicy: Local` that has no backend on this node.
+    NoLocalBackend = "no_local_backend",
+    /// From a client that is not in the service's `loadBalancerSourceRanges`.
+    SourceRangeDenied = "source_range_denied",
+    /// For a service's address, but none of its ports (the sender gets a reset or ICMP port unreachable).
+    ServicePortUnknown = "service_port_unknown",
+    /// Of a flow whose backend is gone (TCP: the sender gets a reset).
+    BackendGone = "backend_gone",
+    /// No port is left that its source could be translated to, for this destination; widen `snat.port_range`.
+    SnatExhausted = "snat_exhausted",
+    /// Its source would have to be translated but the node has no address of the family.
+    SnatNoAddress = "snat_no_address",
+    /// Its source would have to be translated but its protocol has neither ports nor an identifier.
+    SnatProtocol = "snat_protocol",
+    /// For a translated source whose flow is no longer known.
+    NatNoFlow = "nat_no_flow",
     /// Fragment that cannot be matched to its first fragment.
     FragmentUnmatched = "fragment_unmatched",
     /// No free slot in the flow table and nothing that may be evicted.

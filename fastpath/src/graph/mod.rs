@@ -8,7 +8,7 @@ mod drop;
 mod packets;
 
 pub use drop::DropReason;
-pub use packets::{Packets, Setup, VECTOR};
+pub use packets::{Answer, Packets, Setup, Source, VECTOR};
 
 use core::mem;
 
@@ -17,8 +17,9 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::packet::{Ip, PortId};
 use crate::snapshot::Snapshot;
-use crate::stats::WorkerStats;
+use crate::stats::{RuleCounter, WorkerStats};
 use crate::tables::flow::{FlowTable, Millis};
+use crate::tables::policy::Rules;
 use crate::wire::icmp::ErrorKind;
 
 macro_rules! node_ids {
@@ -48,6 +49,9 @@ node_ids! {
     Decap = "decap",
     Source = "source",
     Flow = "flow",
+    Service = "service",
+    Policy = "policy",
+    Snat = "snat",
     Route = "route",
     Rewrite = "rewrite",
     Punt = "punt",
@@ -66,7 +70,13 @@ pub enum Next {
     Source,
     /// Look the flow up.
     Flow,
-    /// No flow, or one of an older generation: decide.
+    /// No flow, or one of an older generation: choose a backend, if it is for a service.
+    Service,
+    /// Ask the policies of both ends.
+    Policy,
+    /// Decide what the source becomes.
+    Snat,
+    /// Decide where both directions go.
     Route,
     /// Apply the flow's transform.
     Rewrite,
@@ -74,6 +84,8 @@ pub enum Next {
     Punt,
     /// Drop the packet and tell its sender why.
     Icmp(DropReason, ErrorKind),
+    /// Drop the packet and refuse its sender: a reset to TCP, the ICMP error to other protocols.
+    Refuse(DropReason, ErrorKind),
     /// Into a tunnel.
     Encap,
     /// Fill in the link-layer addresses.
@@ -109,6 +121,8 @@ pub struct Context<'a> {
     pub now: Millis,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
+    /// The worker's counters of policy rules.
+    pub rules: &'a [RuleCounter],
     /// What the control thread is asked to do.
     pub events: &'a ArrayQueue<Event>,
     /// The packets.
@@ -140,6 +154,9 @@ pub struct Lists {
     decap: Vec<u16>,
     source: Vec<u16>,
     flow: Vec<u16>,
+    service: Vec<u16>,
+    policy: Vec<u16>,
+    snat: Vec<u16>,
     route: Vec<u16>,
     rewrite: Vec<u16>,
     punt: Vec<u16>,
@@ -157,6 +174,9 @@ impl Default for Lists {
             decap: list(),
             source: list(),
             flow: list(),
+            service: list(),
+            policy: list(),
+            snat: list(),
             route: list(),
             rewrite: list(),
             punt: list(),
@@ -176,20 +196,26 @@ impl Lists {
             Next::Decap => self.decap.push(packet),
             Next::Source => self.source.push(packet),
             Next::Flow => self.flow.push(packet),
+            Next::Service => self.service.push(packet),
+            Next::Policy => self.policy.push(packet),
+            Next::Snat => self.snat.push(packet),
             Next::Route => self.route.push(packet),
             Next::Rewrite => self.rewrite.push(packet),
             Next::Punt => self.punt.push(packet),
-            Next::Icmp(reason, kind) => {
-                count_drop(cx.stats, reason);
-                cx.packets.setup_mut(packet).error = Some(kind);
-                self.icmp.push(packet);
-            }
+            Next::Icmp(reason, kind) => self.answer(cx, packet, reason, Answer::Error(kind)),
+            Next::Refuse(reason, kind) => self.answer(cx, packet, reason, Answer::Refuse(kind)),
             Next::Encap => self.encap.push(packet),
             Next::Neighbor => self.neighbor.push(packet),
             Next::Tx => self.tx.push(packet),
             Next::Drop(reason) => count_drop(cx.stats, reason),
             Next::Done => {}
         }
+    }
+
+    fn answer(&mut self, cx: &mut Context<'_>, packet: u16, reason: DropReason, answer: Answer) {
+        count_drop(cx.stats, reason);
+        cx.packets.setup_mut(packet).answer = Some(answer);
+        self.icmp.push(packet);
     }
 }
 
@@ -201,6 +227,27 @@ pub fn count_drop(stats: &WorkerStats, reason: DropReason) {
     }
 }
 
+/// Counts one packet of `bytes` for the rules that decided on it.
+#[inline]
+pub fn count_rules(counters: &[RuleCounter], rules: Rules, bytes: u16) {
+    if rules != Rules::NONE {
+        for c in deciders(counters, rules) {
+            c.packets.add(1);
+            c.bytes.add(u64::from(bytes));
+        }
+    }
+}
+
+/// Counts one new flow for the rules that decided on it.
+pub fn count_flow(counters: &[RuleCounter], rules: Rules) {
+    deciders(counters, rules).for_each(|c| c.flows.add(1));
+}
+
+fn deciders(counters: &[RuleCounter], rules: Rules) -> impl Iterator<Item = &RuleCounter> {
+    let ids = [rules.egress, rules.ingress].into_iter().filter(|rule| *rule != 0);
+    ids.filter_map(|rule| counters.get(usize::from(rule)))
+}
+
 /// One worker's graph: every node is a plain field.
 #[derive(Debug, Default)]
 pub struct Graph {
@@ -210,6 +257,9 @@ pub struct Graph {
     decap: nodes::Decap,
     source: nodes::Source,
     flow: nodes::Flow,
+    service: nodes::Service,
+    policy: nodes::Policy,
+    snat: nodes::Snat,
     route: nodes::Route,
     rewrite: nodes::Rewrite,
     punt: nodes::Punt,
@@ -232,6 +282,9 @@ impl Graph {
         step(clock, cx, &mut self.lists, |l| &mut l.decap, &mut self.decap);
         step(clock, cx, &mut self.lists, |l| &mut l.source, &mut self.source);
         step(clock, cx, &mut self.lists, |l| &mut l.flow, &mut self.flow);
+        step(clock, cx, &mut self.lists, |l| &mut l.service, &mut self.service);
+        step(clock, cx, &mut self.lists, |l| &mut l.policy, &mut self.policy);
+        step(clock, cx, &mut self.lists, |l| &mut l.snat, &mut self.snat);
         step(clock, cx, &mut self.lists, |l| &mut l.route, &mut self.route);
         step(clock, cx, &mut self.lists, |l| &mut l.rewrite, &mut self.rewrite);
         step(clock, cx, &mut self.lists, |l| &mut l.punt, &mut self.punt);

@@ -4,10 +4,31 @@
 use crate::io::Frame;
 use crate::packet::{FlowKey, Meta, PortId};
 use crate::tables::flow::{FlowRef, Transform};
+use crate::tables::policy::Rules;
 use crate::wire::icmp::ErrorKind;
 
 /// Most packets in one vector.
 pub const VECTOR: usize = 256;
+
+/// What the source of a flow becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Itself.
+    Keep,
+    /// This node's address, on a port of the reserved range: replies come back here.
+    Node,
+    /// The pods' gateway: a pod that reaches itself through a service must see a stranger.
+    Gateway,
+}
+
+/// What the sender of a dropped packet is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An ICMP error.
+    Error(ErrorKind),
+    /// What a closed port answers: a reset to TCP, this ICMP error to other protocols.
+    Refuse(ErrorKind),
+}
 
 /// What the slow path knows of a packet's flow before it is installed.
 #[derive(Clone, Copy, Debug)]
@@ -20,18 +41,28 @@ pub struct Setup {
     pub stale: Option<FlowRef>,
     /// The packet at hand goes in the reply direction of `original`.
     pub reply: bool,
-    /// The error to answer with, when the packet is on its way to `icmp`.
-    pub error: Option<ErrorKind>,
+    /// What the source becomes.
+    pub source: Source,
+    /// The policy rules that allow it.
+    pub rules: Rules,
+    /// What to answer, when the packet is on its way to `icmp`.
+    pub answer: Option<Answer>,
 }
 
 impl Setup {
-    const EMPTY: Setup = Setup {
-        original: FlowKey::EMPTY,
-        translated: FlowKey::EMPTY,
-        stale: None,
-        reply: false,
-        error: None,
-    };
+    /// A flow that begins with this packet.
+    #[must_use]
+    pub const fn first(key: FlowKey) -> Self {
+        Self {
+            original: key,
+            translated: key,
+            stale: None,
+            reply: false,
+            source: Source::Keep,
+            rules: Rules::NONE,
+            answer: None,
+        }
+    }
 }
 
 /// The packets of one vector.
@@ -55,7 +86,7 @@ impl Default for Packets {
             meta: Box::new([Meta::default(); VECTOR]),
             key: Box::new([FlowKey::EMPTY; VECTOR]),
             transform: Box::new([Transform::identity(&FlowKey::EMPTY); VECTOR]),
-            setup: Box::new([Setup::EMPTY; VECTOR]),
+            setup: Box::new([Setup::first(FlowKey::EMPTY); VECTOR]),
             len: 0,
         }
     }

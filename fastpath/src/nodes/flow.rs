@@ -1,15 +1,16 @@
 //! `flow`: after `source`. Looks the whole vector up in the flow table at once.
 //!
-//! Hit of this generation: `rewrite` applies the entry's transform. Miss, or an entry of an older generation:
-//! `route` decides. ICMP errors must quote a known flow and follow it (RFC 5508 in spirit). Later fragments have no
-//! ports and are routed by address.
+//! Hit of this generation: `rewrite` applies the entry's transform, or the packet is dropped if the flow's permission
+//! was taken away. Miss, or an entry of an older generation: `service`, `policy`, `snat` and `route` decide. ICMP errors
+//! must quote a known flow; they follow it, and are translated with what they quote (RFC 5508 4.2).
 #![forbid(unsafe_code)]
 
+use super::policy::{refuse, revoked};
 use super::source::addresses;
-use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, VECTOR};
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, VECTOR, count_rules};
 use crate::packet::{FlowKey, flags, proto};
-use crate::tables::flow::Hit;
-use crate::wire::tcp;
+use crate::tables::flow::{Hit, Transform};
+use crate::wire::{tcp, translate};
 
 /// The node.
 #[derive(Debug)]
@@ -59,51 +60,74 @@ fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
         return without_entry(cx, i, hit);
     }
     let Some(hit) = hit else {
-        *cx.packets.setup_mut(i) =
-            Setup { original: key, translated: key, stale: None, reply: false, error: None };
+        *cx.packets.setup_mut(i) = Setup::first(key);
         let mid_stream = meta.proto == proto::TCP
             && meta.tcp_flags & (tcp::control::SYN | tcp::control::ACK) != tcp::control::SYN;
         if mid_stream && !cx.snap.settings.tcp_pickup {
             return Next::Drop(DropReason::TcpNoFlow);
         }
-        return Next::Route;
+        return Next::Service;
     };
     cx.flows.observe(hit, meta.tcp_flags, cx.now);
-    // An entry of a newer generation was decided by a worker that is ahead of this one: it stands.
-    if hit.generation.wrapping_sub(cx.snap.generation).cast_signed() >= 0 {
-        *cx.packets.transform_mut(i) = hit.transform;
-        return Next::Rewrite;
+    let ahead = hit.generation.wrapping_sub(cx.snap.generation).cast_signed();
+    if ahead >= 0 {
+        if hit.transform.bits & Transform::DENY != 0 {
+            count_rules(cx.rules, hit.transform.rules, meta.l3_len);
+            return refuse(cx.snap, revoked(hit.transform.rules));
+        }
+        if ahead == 0 {
+            *cx.packets.transform_mut(i) = hit.transform;
+            return Next::Rewrite;
+        }
     }
     let Some(pair) = cx.flows.pair(hit.at) else {
-        *cx.packets.setup_mut(i) =
-            Setup { original: key, translated: key, stale: None, reply: false, error: None };
-        return Next::Route;
+        *cx.packets.setup_mut(i) = Setup::first(key);
+        return Next::Service;
     };
+    if ahead > 0 {
+        // Decided by a worker that has newer tables: that stands, but its indices mean nothing in these.
+        *cx.packets.setup_mut(i) = Setup {
+            original: pair.original,
+            translated: pair.reply.reversed(),
+            reply: hit.reply,
+            ..Setup::first(pair.original)
+        };
+        return Next::Route;
+    }
     cx.stats.flows_reevaluated.add(1);
     *cx.packets.setup_mut(i) = Setup {
         original: pair.original,
         translated: pair.reply.reversed(),
         stale: Some(hit.at),
         reply: hit.reply,
-        error: None,
+        ..Setup::first(pair.original)
     };
-    Next::Route
+    Next::Service
 }
 
-/// Packets that follow a flow, or an address, without being part of a flow's life.
+/// Packets that follow a flow without being part of its life.
 fn without_entry(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     let meta = *cx.packets.meta(i);
     let Some((src, dst)) = addresses(cx.packets.data(i), &meta) else {
         return Next::Drop(DropReason::MalformedTransport);
     };
+    let mut key = FlowKey { src, dst, sport: 0, dport: 0, proto: meta.proto };
     if meta.has(flags::ICMP_ERROR) {
         // It goes where the quoted packet came from; an error sent elsewhere is not about this flow.
-        if hit.is_none() || dst != cx.packets.key(i).dst {
+        let Some(hit) = hit.filter(|_| dst == cx.packets.key(i).dst) else {
             return Next::Drop(DropReason::IcmpUnrelated);
+        };
+        if hit.transform.bits & Transform::DENY != 0 {
+            return Next::Drop(revoked(hit.transform.rules));
+        }
+        if hit.transform.bits & (Transform::REWRITE_SRC | Transform::REWRITE_DST) != 0 {
+            let (data, meta, quoted) = cx.packets.parts(i);
+            match translate::error(data, meta, quoted, &hit.transform) {
+                Some((src, dst)) => (key.src, key.dst) = (src, dst),
+                None => return Next::Drop(DropReason::MalformedTransport),
+            }
         }
     }
-    let key = FlowKey { src, dst, sport: 0, dport: 0, proto: meta.proto };
-    *cx.packets.setup_mut(i) =
-        Setup { original: key, translated: key, stale: None, reply: false, error: None };
+    *cx.packets.setup_mut(i) = Setup::first(key);
     Next::Route
 }

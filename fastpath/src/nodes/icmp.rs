@@ -1,15 +1,16 @@
-//! `icmp`: after `route` and `rewrite`, for packets whose sender must be told. Turns the packet into an ICMP
-//! error about itself (RFC 792, RFC 4443) and sends it back the way its sender is reached.
+//! `icmp`: after every node that refuses, for packets whose sender must be told. Turns the packet into an ICMP
+//! error about itself (RFC 792, RFC 4443) or a TCP reset (RFC 9293 3.10.7.1), and sends it back the way its sender is
+//! reached. The packet is as it came: nothing of it has been translated yet.
 //!
-//! The source is the node's address; the rate is bounded per worker (RFC 1812 4.3.2.8, RFC 4443 2.4 (f)). Errors about
+//! The source of an error is the node's address, that of a reset the address the segment was for; the rate is bounded per worker (RFC 1812 4.3.2.8, RFC 4443 2.4 (f)). Errors about
 //! errors, multicast and later fragments are never sent.
 #![forbid(unsafe_code)]
 
 use super::source::addresses;
-use crate::graph::{Context, DropReason, Next, Node, NodeId};
+use crate::graph::{Answer, Context, DropReason, Next, Node, NodeId};
 use crate::packet::{FlowKey, Meta, NO_INDEX, flags, proto};
 use crate::tables::flow::Millis;
-use crate::wire::{eth, icmp};
+use crate::wire::{eth, icmp, tcp};
 
 /// Length of the Ethernet header.
 const ETHERNET: u16 = 14;
@@ -51,18 +52,26 @@ impl Node for Icmp {
 
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let meta = *cx.packets.meta(i);
-        let Some(kind) = cx.packets.setup(i).error else { return Next::Drop(DropReason::IcmpUnrelated) };
+        let Some(answer) = cx.packets.setup(i).answer else { return Next::Drop(DropReason::IcmpUnrelated) };
         let start = usize::from(meta.l3);
         let offending = cx.packets.data(i).get(start..start + usize::from(meta.l3_len)).unwrap_or_default();
-        let Some((receiver, _)) = addresses(cx.packets.data(i), &meta) else {
+        let Some((receiver, target)) = addresses(cx.packets.data(i), &meta) else {
             return Next::Drop(DropReason::MalformedTransport);
         };
         // The offending packet is counted already; only an error held back for its rate has a reason of its own.
-        let Some(source) = cx.snap.icmp_source(receiver) else { return Next::Done };
         let Ok(egress) = cx.snap.egress(receiver) else { return Next::Done };
-        let Some(len) = icmp::build_error(offending, kind, source, self.scratch.as_mut_slice()) else {
-            return Next::Done;
+        let icmp_proto = if receiver.is_v4() { proto::ICMP } else { proto::ICMPV6 };
+        let built = match answer {
+            Answer::Refuse(_) if meta.proto == proto::TCP && !meta.has(flags::ICMP_ERROR) => {
+                let len = tcp::build_reset(offending, self.scratch.as_mut_slice());
+                len.map(|len| (len, target, proto::TCP))
+            }
+            Answer::Refuse(kind) | Answer::Error(kind) => cx.snap.icmp_source(receiver).and_then(|source| {
+                let len = icmp::build_error(offending, kind, source, self.scratch.as_mut_slice())?;
+                Some((len, source, icmp_proto))
+            }),
         };
+        let Some((len, source, made)) = built else { return Next::Done };
         if !self.admit(cx.now, cx.snap.settings.icmp_rate) {
             return Next::Drop(DropReason::IcmpRateLimited);
         }
@@ -74,8 +83,9 @@ impl Node for Icmp {
         let ethertype = if receiver.is_v4() { eth::ethertype::IPV4 } else { eth::ethertype::IPV6 };
         eth::Packet::new_unchecked(frame.data_mut()).set_ethertype(ethertype);
 
-        let icmp_proto = if receiver.is_v4() { proto::ICMP } else { proto::ICMPV6 };
-        let key = FlowKey { src: source, dst: receiver, sport: 0, dport: 0, proto: icmp_proto };
+        // As it was made: a tunnel copies it out.
+        let tos = if made == proto::ICMP { icmp::INTERNETWORK_CONTROL } else { 0 };
+        let key = FlowKey { src: source, dst: receiver, sport: 0, dport: 0, proto: made };
         *cx.packets.meta_mut(i) = Meta {
             hash: key.hash(cx.flows.seed()),
             ingress: meta.ingress,
@@ -85,8 +95,9 @@ impl Node for Icmp {
             tunnel: egress.tunnel,
             next_hop: egress.next_hop,
             mtu: egress.mtu,
-            proto: icmp_proto,
-            flags: flags::LOCAL_ORIGIN | (meta.flags & flags::V6),
+            proto: made,
+            tos,
+            flags: flags::LOCAL_ORIGIN | flags::DF | (meta.flags & flags::V6),
             ..Meta::default()
         };
         cx.stats.icmp_errors.add(1);

@@ -1,7 +1,8 @@
 //! `neighbor`: last node before `tx`. Fills in the link-layer addresses of the next hop, pod or host.
 //!
-//! The kernel resolves neighbours of the uplink; an unresolved one is a named drop, and the control
-//! thread has asked the kernel for it since the snapshot that first named it.
+//! The kernel resolves neighbours of the uplink; an unresolved one is a named drop. A gateway or VTEP the control
+//! thread has asked the kernel for since the snapshot that first named it; for a destination on the link it is
+//! asked from here.
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Event, Next, Node, NodeId};
@@ -19,20 +20,19 @@ impl Node for Neighbor {
     #[inline]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let meta = *cx.packets.meta(i);
-        let (port, src, dst) = if meta.next_hop == NO_INDEX {
+        let (port, src, dst, on_link) = if meta.next_hop == NO_INDEX {
             let Some(port) = cx.snap.port(meta.egress) else { return Next::Drop(DropReason::PortGone) };
-            (meta.egress, GATEWAY_MAC, port.peer_mac)
+            (meta.egress, GATEWAY_MAC, port.peer_mac, false)
         } else {
             let Some(hop) = cx.snap.next_hops.get(usize::from(meta.next_hop)) else {
                 return Next::Drop(DropReason::NoRoute);
             };
-            (hop.port, hop.src_mac, hop.dst_mac)
+            (hop.port, hop.src_mac, hop.dst_mac, hop.addr.is_none())
         };
         let Some(dst) = dst else {
-            let tunnelled = meta.tunnel != NO_INDEX;
-            let addr =
-                if tunnelled || meta.next_hop == NO_INDEX { None } else { Some(cx.packets.transform(i).dst) };
-            if let Some(addr) = addr {
+            // A hop with an address of its own is being resolved already.
+            if on_link && meta.tunnel == NO_INDEX {
+                let addr = cx.packets.transform(i).dst;
                 // A full queue loses the request; the next packet repeats it.
                 let _ = cx.events.push(Event::Resolve { port, addr });
             }

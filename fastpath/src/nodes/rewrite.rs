@@ -6,7 +6,7 @@
 //! Limit: IPv4 packets without DF are not fragmented on the way; their sender gets "fragmentation needed" as well.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId};
+use crate::graph::{Context, DropReason, Next, Node, NodeId, count_rules};
 use crate::packet::{NO_INDEX, flags};
 use crate::tables::flow::Transform;
 use crate::wire::icmp::ErrorKind;
@@ -37,6 +37,7 @@ impl Node for Rewrite {
         if t.bits & (Transform::REWRITE_SRC | Transform::REWRITE_DST) != 0 && !meta.has(flags::ICMP_ERROR) {
             translate::apply(data, meta, &t);
         }
+        count_rules(cx.rules, t.rules, cx.packets.meta(i).l3_len);
         let tunnelled = t.tunnel != NO_INDEX;
         if finished {
             cx.stats.checksums_finished.add(1);

@@ -1,13 +1,14 @@
-//! `route`: after `flow`, for packets without a current flow entry. Decides where both directions go and
-//! installs (or renews) the flow.
+//! `route`: after `snat`. Decides where both directions go and installs (or renews) the flow.
 //!
+//! No two flows share a translated tuple: when another flow has it, the source takes another port.
 //! What arrived by the tunnel leaves only to a pod of this node: a node never forwards for two others, so
 //! nodes that disagree about where a pod lives cannot make a loop.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup};
-use crate::packet::{FlowKey, flags};
-use crate::snapshot::{Egress, Unroutable};
+use super::snat::Candidates;
+use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, count_flow};
+use crate::packet::{FlowKey, Meta, NO_INDEX, flags};
+use crate::snapshot::{Egress, PortRole, Unroutable};
 use crate::tables::flow::{Inserted, NewFlow, Transform};
 use crate::wire::checksum;
 use crate::wire::icmp::ErrorKind;
@@ -28,31 +29,82 @@ impl Node for Route {
             Ok(egress) => egress,
             Err(why) => return unroutable(cx, &setup, why),
         };
-        let ahead = if setup.reply { cx.snap.egress(original.src).ok() } else { Some(forward) };
-        if meta.has(flags::DECAPPED) && !ahead.is_some_and(|e| is_local(cx, &e)) {
+        // A source outside every route (an external client) is answered by whatever way exists then.
+        let backward = cx.snap.egress_back(original.src);
+        let (behind, ahead) = if setup.reply { (Some(forward), backward) } else { (backward, Some(forward)) };
+        // Answers to what this node translated go on to where the question came from.
+        let answer = setup.reply && original != translated;
+        if meta.has(flags::DECAPPED) && !answer && !ahead.is_some_and(|e| is_local(cx, &e)) {
             return Next::Drop(DropReason::TunnelNotLocal);
         }
-        let there = transform(&original, &translated, &forward);
-        // A source outside every route (an external client) is answered by whatever way exists then.
-        let back = cx.snap.egress(original.src).ok();
-        let back = back.map(|e| transform(&translated.reversed(), &original.reversed(), &e));
-
-        *cx.packets.transform_mut(i) = match (setup.reply, back) {
-            (false, _) => there,
-            (true, Some(back)) => back,
-            (true, None) => return Next::Drop(DropReason::NoRoute),
-        };
-        if meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) == 0
-            && let Some(back) = back
-        {
-            install(cx, &setup, there, back, meta.tcp_flags);
+        if behind.is_some_and(|e| is_spoofed(cx, &meta, &e)) {
+            return Next::Drop(DropReason::SourceWrongWay);
         }
-        Next::Rewrite
+        let ways = Ways { forward, backward };
+        if meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) != 0 {
+            return send(cx, i, &setup, &ways.transforms(&setup, &translated));
+        }
+        for translated in Candidates::new(&original, &translated, setup.source, &cx.snap.snat) {
+            let transforms = ways.transforms(&setup, &translated);
+            match install(cx, &setup, &translated, &transforms, &meta) {
+                Installed::Taken => {}
+                Installed::Yes => return send(cx, i, &setup, &transforms),
+                Installed::Before(transform) => {
+                    *cx.packets.transform_mut(i) = transform;
+                    return Next::Rewrite;
+                }
+                // Without an entry nothing could translate the answers.
+                Installed::No if original == translated => return send(cx, i, &setup, &transforms),
+                Installed::No => return Next::Drop(DropReason::FlowTableFull),
+            }
+        }
+        Next::Drop(DropReason::SnatExhausted)
     }
 }
 
+/// The ways of both directions; there may be none back.
+struct Ways {
+    forward: Egress,
+    backward: Option<Egress>,
+}
+
+/// What is done to packets of the original direction, and to the answers.
+struct Transforms {
+    there: Transform,
+    back: Option<Transform>,
+}
+
+impl Ways {
+    fn transforms(&self, setup: &Setup, translated: &FlowKey) -> Transforms {
+        let compile = |from: &FlowKey, to: &FlowKey, egress: &Egress| Transform {
+            rules: setup.rules,
+            ..transform(from, to, egress)
+        };
+        let (answer, back) = (translated.reversed(), setup.original.reversed());
+        Transforms {
+            there: compile(&setup.original, translated, &self.forward),
+            back: self.backward.map(|e| compile(&answer, &back, &e)),
+        }
+    }
+}
+
+/// Sends the packet at hand by the transform of its direction.
+fn send(cx: &mut Context<'_>, i: u16, setup: &Setup, transforms: &Transforms) -> Next {
+    let transform = if setup.reply { transforms.back } else { Some(transforms.there) };
+    let Some(transform) = transform else { return Next::Drop(DropReason::NoRoute) };
+    *cx.packets.transform_mut(i) = transform;
+    Next::Rewrite
+}
+
+/// Whether a packet from the uplink has a source that is reached by a tunnel it did not come through.
+fn is_spoofed(cx: &Context<'_>, meta: &Meta, behind: &Egress) -> bool {
+    let tunnel = if meta.has(flags::DECAPPED) { meta.tunnel } else { NO_INDEX };
+    let uplink = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
+    uplink && behind.tunnel != NO_INDEX && behind.tunnel != tunnel
+}
+
 fn is_local(cx: &Context<'_>, egress: &Egress) -> bool {
-    cx.snap.port(egress.port).is_some_and(|p| p.role != crate::snapshot::PortRole::Uplink)
+    cx.snap.port(egress.port).is_some_and(|p| p.role != PortRole::Uplink)
 }
 
 /// No way on: the flow, if there was one, ends; the sender of a first packet is told.
@@ -85,29 +137,62 @@ fn transform(from: &FlowKey, to: &FlowKey, egress: &Egress) -> Transform {
     }
 }
 
-fn install(cx: &mut Context<'_>, setup: &Setup, there: Transform, back: Transform, tcp_flags: u8) {
+/// What became of a flow that was to be installed.
+enum Installed {
+    /// It is in the table, by the tables of this generation.
+    Yes,
+    /// Another worker, or an earlier packet of the vector, was first: this is what it does to the packet.
+    Before(Transform),
+    /// Another flow has its translated tuple.
+    Taken,
+    /// There was no room, or no way back; the next packet tries again.
+    No,
+}
+
+fn install(
+    cx: &mut Context<'_>,
+    setup: &Setup,
+    translated: &FlowKey,
+    transforms: &Transforms,
+    meta: &Meta,
+) -> Installed {
+    let Some(back) = transforms.back else { return Installed::No };
     let generation = cx.snap.generation;
     // A stale flow that is gone by now is installed anew.
-    if setup.stale.is_some_and(|at| cx.flows.refresh(at, there, back, generation)) {
-        return;
+    if setup.stale.is_some_and(|at| cx.flows.refresh(at, transforms.there, back, generation)) {
+        return Installed::Yes;
     }
     let new = NewFlow {
         original: setup.original,
-        original_transform: there,
-        reply: setup.translated.reversed(),
+        original_transform: transforms.there,
+        reply: translated.reversed(),
         reply_transform: back,
         generation,
-        tcp_flags,
+        tcp_flags: meta.tcp_flags,
     };
     match cx.flows.insert(&new, cx.now) {
         Inserted::New(_, evicted) => {
             cx.stats.flows_installed.add(1);
             cx.stats.flows_evicted.add(evicted.iter().flatten().count() as u64);
+            count_flow(cx.rules, setup.rules);
+            Installed::Yes
         }
-        Inserted::Exists(_) => {}
+        Inserted::Exists(hit) if hit.generation == generation && !setup.reply => {
+            Installed::Before(hit.transform)
+        }
+        // Of another generation, so its indices mean nothing here; but it is translated the same way.
+        Inserted::Exists(hit) if gives(&hit.transform, translated) => Installed::Yes,
+        Inserted::Exists(_) => Installed::No,
+        Inserted::Conflict(_) => Installed::Taken,
         // The packet was decided by the same tables: it is forwarded, the next one tries again.
-        Inserted::Conflict(_) | Inserted::Full | Inserted::Busy | Inserted::MixedFamilies => {
+        Inserted::Full | Inserted::Busy | Inserted::MixedFamilies => {
             cx.stats.flows_bypassed.add(1);
+            Installed::No
         }
     }
+}
+
+/// Whether a transform makes packets look like `key`.
+fn gives(t: &Transform, key: &FlowKey) -> bool {
+    (t.src, t.dst, t.sport, t.dport) == (key.src, key.dst, key.sport, key.dport)
 }

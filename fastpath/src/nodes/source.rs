@@ -1,7 +1,8 @@
 //! `source`: after `parse` and `decap`. A packet may come only from where its source address lives.
 //!
 //! A pod sends only from its own addresses; the uplink and the tunnel never bring an address of a pod on
-//! this node. Runs on every packet, also of known flows, so that a flow cannot be joined from elsewhere.
+//! this node. Runs on every packet, also of known flows, so that no flow of a pod here can be joined from elsewhere.
+//! Whether a pod of another node came through that node's tunnel is `route`'s to see, once a flow.
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId};

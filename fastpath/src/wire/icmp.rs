@@ -29,6 +29,9 @@ pub const MAX_ERROR_V4: usize = 576;
 /// Longest IPv6 packet that carries an error (RFC 4443 2.4 (c)), in bytes.
 pub const MAX_ERROR_V6: usize = 1280;
 
+/// Type of service of ICMP errors over IPv4: precedence 6, internetwork control (RFC 1812 4.3.2.5).
+pub const INTERNETWORK_CONTROL: u8 = 0xc0;
+
 /// Message types of ICMP.
 pub mod v4 {
     /// Echo reply.
@@ -355,8 +358,6 @@ pub(crate) fn emit_ip(out: &mut [u8], src: Ip, dst: Ip, proto: u8, tos: u8, payl
 /// a single host's), when `src` is of the other family, or when `out` is too short.
 #[must_use]
 pub fn build_error(reply_to: &[u8], kind: ErrorKind, src: Ip, out: &mut [u8]) -> Option<usize> {
-    /// RFC 1812 4.3.2.5: errors go with precedence 6, internetwork control.
-    const INTERNETWORK_CONTROL: u8 = 0xc0;
     let offender = Offender::new(reply_to)?;
     if offender.is_icmp_error() || src.is_v4() != offender.src.is_v4() {
         return None;

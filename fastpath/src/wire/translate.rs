@@ -1,8 +1,9 @@
 //! Changes a parsed packet in place: TTL, addresses, ports, with their checksums (RFC 1624).
 #![forbid(unsafe_code)]
 
+use super::parse::quoted;
 use super::{checksum, get16, icmp, ipv4, ipv6, put, sctp, tcp, udp};
-use crate::packet::{Meta, flags, proto};
+use crate::packet::{FlowKey, Ip, Meta, flags, proto};
 use crate::tables::flow::Transform;
 
 /// Lowers TTL (with the IPv4 header checksum) or hop limit by one; `false`, and nothing changed, when it may not.
@@ -70,6 +71,85 @@ pub fn apply(frame: &mut [u8], meta: &Meta, t: &Transform) {
         }
         _ => {}
     }
+}
+
+/// Translates an ICMP error whose quoted packet belongs to a flow that is translated; its new source and
+/// destination. `key` is as `parse` found it (the quoted packet's, reversed), `t` what is done to packets with that key.
+///
+/// The quoted packet is made to look as its sender sent it; its own transport checksum is adjusted where it is quoted.
+/// The error's source becomes the translated one only if it is the translated host itself: a router on the way
+/// keeps its own (RFC 5508 4.2). `None`, and perhaps the packet changed, when the error is malformed or its checksum wrong.
+#[must_use]
+pub fn error(frame: &mut [u8], meta: &Meta, key: &FlowKey, t: &Transform) -> Option<(Ip, Ip)> {
+    let v6 = meta.has(flags::V6);
+    let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
+    let packet = frame.get_mut(l3..l3 + usize::from(meta.l3_len))?;
+    let (src, dst) = if v6 {
+        let ip = ipv6::Packet::new_checked(&packet[..]).ok()?;
+        (ip.src(), ip.dst())
+    } else {
+        let ip = ipv4::Packet::new_checked(&packet[..]).ok()?;
+        (ip.src(), ip.dst())
+    };
+    let message = packet.get_mut(l4 - l3..)?;
+    let intact = {
+        let m = icmp::Packet::new_checked(&message[..]).ok()?;
+        if v6 { m.verify_checksum_v6(src, dst) } else { m.verify_checksum_v4() }
+    };
+    // A checksum that is computed anew must not hide that the old one was wrong.
+    if !intact {
+        return None;
+    }
+    // As sent: from where answers are delivered to, towards where they seem to come from.
+    let sent = FlowKey { src: t.dst, dst: t.src, sport: t.dport, dport: t.sport, proto: key.proto };
+    quote(message.get_mut(icmp::HEADER_LEN..)?, v6, &key.reversed(), &sent)?;
+    let ends = (if src == key.src { t.src } else { src }, t.dst);
+    if v6 {
+        let mut ip = ipv6::Packet::new_unchecked(&mut *packet);
+        ip.set_src(ends.0);
+        ip.set_dst(ends.1);
+    } else {
+        let mut ip = ipv4::Packet::new_unchecked(&mut *packet);
+        ip.set_src(ends.0);
+        ip.set_dst(ends.1);
+        ip.fill_checksum();
+    }
+    icmp::Packet::new_unchecked(packet.get_mut(l4 - l3..)?).fill_checksum(ends.0, ends.1);
+    Some(ends)
+}
+
+/// Turns a quoted packet, likely cut short, from `from` to `to`.
+fn quote(quote: &mut [u8], v6: bool, from: &FlowKey, to: &FlowKey) -> Option<()> {
+    let l4 = usize::from(quoted(quote, v6).ok()?.l4);
+    let (l3_delta, l4_delta) = checksum::rewrite_deltas(from, to);
+    if v6 {
+        let mut ip = ipv6::Packet::new_unchecked(&mut *quote);
+        ip.set_src(to.src);
+        ip.set_dst(to.dst);
+    } else {
+        let mut ip = ipv4::Packet::new_unchecked(&mut *quote);
+        ip.set_src(to.src);
+        ip.set_dst(to.dst);
+        ip.apply_delta(l3_delta);
+    }
+    let upper = quote.get_mut(l4..)?;
+    match from.proto {
+        proto::TCP | proto::UDP | proto::SCTP => {
+            put(upper, 0, &to.sport.to_be_bytes());
+            put(upper, 2, &to.dport.to_be_bytes());
+        }
+        _ => {}
+    }
+    match from.proto {
+        proto::TCP => update(upper, tcp::CHECKSUM_AT, |c| checksum::apply(c, l4_delta)),
+        proto::UDP => update(upper, udp::CHECKSUM_AT, |c| checksum::apply_udp(c, l4_delta)),
+        proto::ICMP | proto::ICMPV6 => {
+            icmp::Packet::new_unchecked(&mut *upper).set_ident(to.sport);
+            update(upper, icmp::CHECKSUM_AT, |c| checksum::apply(c, l4_delta));
+        }
+        _ => {}
+    }
+    Some(())
 }
 
 #[inline]

@@ -47,6 +47,13 @@ fn view(links: &[Link], routes: &[Route]) -> NetView {
     }
 }
 
+/// The uplinks, where nothing is wrong.
+fn chosen(view: &NetView, names: &[&str]) -> Vec<Uplink> {
+    let (uplinks, errors) = select_uplinks(view, names, 1500);
+    assert_eq!(errors, []);
+    uplinks
+}
+
 fn names(uplinks: &[Uplink]) -> Vec<&str> {
     uplinks.iter().map(|u| u.link.name.as_str()).collect()
 }
@@ -54,7 +61,7 @@ fn names(uplinks: &[Uplink]) -> Vec<&str> {
 #[test]
 fn by_name_in_the_order_given_and_once() {
     let v = view(&[link(2, "eth0", LinkKind::Device), link(3, "eth1", LinkKind::Veth)], &[]);
-    let up = select_uplinks(&v, &["eth1", "eth0", "eth1"], 1500).unwrap();
+    let up = chosen(&v, &["eth1", "eth0", "eth1"]);
     assert_eq!(names(&up), ["eth1", "eth0"]);
     assert!(up.iter().all(|u| u.by == ChosenBy::Name));
 }
@@ -64,18 +71,18 @@ fn without_names_the_best_default_routes_devices() {
     let links = [2, 3, 4, 5].map(|i| link(i, &format!("eth{i}"), LinkKind::Device));
     let v = view(&links, &[default_route(false, &[2], 200), default_route(false, &[3], 100)]);
     assert_eq!(v.default_route_device(), Some(3));
-    let up = select_uplinks::<&str>(&v, &[], 1500).unwrap();
+    let up = chosen(&v, &[]);
     assert_eq!(names(&up), ["eth3"]);
     assert_eq!(up[0].by, ChosenBy::DefaultRoute);
     // Multipath, and another device for IPv6.
     let v = view(&links, &[default_route(false, &[3, 2], 0), default_route(true, &[4, 3], 1024)]);
-    assert_eq!(names(&select_uplinks::<&str>(&v, &[], 1500).unwrap()), ["eth3", "eth2", "eth4"]);
+    assert_eq!(names(&chosen(&v, &[])), ["eth3", "eth2", "eth4"]);
     // A dead next hop does not count, nor a route that refuses.
     let mut dead = default_route(false, &[2], 10);
     dead.hops[0].dead = true;
     let refuses = Route { kind: RouteKind::Unreachable, ..default_route(true, &[4], 1) };
     let v = view(&links, &[dead, default_route(false, &[5], 20), refuses]);
-    assert_eq!(names(&select_uplinks::<&str>(&v, &[], 1500).unwrap()), ["eth5"]);
+    assert_eq!(names(&chosen(&v, &[])), ["eth5"]);
 }
 
 #[test]
@@ -105,7 +112,10 @@ fn refusals_name_the_device_and_what_to_do() {
         ],
         &[],
     );
-    let message = |name: &str| select_uplinks(&v, &[name], 1500).unwrap_err().to_string();
+    let message = |name: &str| match &select_uplinks(&v, &[name], 1500) {
+        (uplinks, errors) if uplinks.is_empty() && errors.len() == 1 => errors[0].to_string(),
+        other => panic!("{name}: {other:?}"),
+    };
     for (name, part) in [
         ("lo", "'lo' is a loopback"),
         ("down0", "ip link set down0 up"),
@@ -121,9 +131,39 @@ fn refusals_name_the_device_and_what_to_do() {
     ] {
         assert!(message(name).contains(part), "{name}: {}", message(name));
     }
-    assert_eq!(select_uplinks::<&str>(&v, &[], 1500), Err(UplinkError::NoDefaultRoute));
-    let nothing = select_uplinks(&NetView::default(), &["eth0"], 1500).unwrap_err();
-    assert!(nothing.to_string().contains("there are none"), "{nothing}");
+    assert_eq!(select_uplinks::<&str>(&v, &[], 1500), (vec![], vec![UplinkError::NoDefaultRoute]));
+    let (_, nothing) = select_uplinks(&NetView::default(), &["eth0"], 1500);
+    assert!(nothing[0].to_string().contains("there are none"), "{nothing:?}");
+}
+
+#[test]
+fn one_bad_uplink_does_not_cost_the_others() {
+    let mut down = link(3, "eth1", LinkKind::Device);
+    down.up = false;
+    let links = [link(2, "eth0", LinkKind::Device), down, link(4, "eth2", LinkKind::Device)];
+    let v = view(&links, &[default_route(false, &[3, 4], 0)]);
+    let (up, errors) = select_uplinks(&v, &["eth0", "eth1", "nosuch", "eth1", "eth2"], 1500);
+    assert_eq!(names(&up), ["eth0", "eth2"]);
+    assert!(
+        matches!(&errors[..], [UplinkError::Down { .. }, UplinkError::NotFound { .. }]),
+        "each once: {errors:?}"
+    );
+    let (up, errors) = select_uplinks::<&str>(&v, &[], 1500);
+    assert_eq!(names(&up), ["eth2"]);
+    assert_eq!(errors, [UplinkError::Down { name: "eth1".to_owned() }]);
+}
+
+#[test]
+fn what_passes_detaches_no_uplink() {
+    let down = UplinkError::Down { name: "eth0".to_owned() };
+    let mtu = UplinkError::Mtu { name: "eth0".to_owned(), mtu: 9000, max: 3000 };
+    for error in [&down, &mtu] {
+        assert!(error.keeps("eth0") && !error.keeps("eth1"), "{error}");
+    }
+    assert!(UplinkError::NoDefaultRoute.keeps("eth0"));
+    let gone = UplinkError::NotFound { name: "eth0".to_owned(), present: String::new() };
+    let taken = UplinkError::Enslaved { name: "eth0".to_owned(), master: "bond0".to_owned() };
+    assert!(!gone.keeps("eth0") && !taken.keeps("eth0"));
 }
 
 proptest! {
@@ -144,7 +184,8 @@ proptest! {
         for l in &links {
             let ok = matches!(l.kind, LinkKind::Device | LinkKind::Veth | LinkKind::Other(_))
                 && l.up && l.master.is_none() && l.mtu <= max;
-            prop_assert_eq!(select_uplinks(&v, &[&l.name], max).is_ok(), ok);
+            let (uplinks, errors) = select_uplinks(&v, &[&l.name], max);
+            prop_assert_eq!((uplinks.len(), errors.len()), (usize::from(ok), usize::from(!ok)));
         }
     }
 }

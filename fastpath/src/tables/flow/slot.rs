@@ -7,7 +7,7 @@
 //!  link      sport, dport             index of the other direction's entry
 //!  rewrite   l4_delta, l3_delta       dport             sport
 //!  out       mtu, next_hop            tunnel            egress
-//!  verdict   rule                     generation
+//!  verdict   rules                    generation
 //!  key, to   both addresses of the key, both addresses written: one word each (IPv4) or four (IPv6)
 //! ```
 //!
@@ -26,6 +26,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use super::state::State;
 use super::types::{FlowRef, Hit, Millis, Transform};
 use crate::packet::{FlowKey, Ip, PortId};
+use crate::tables::policy::Rules;
 
 /// Reads of an entry that another worker is writing, before it counts as not there.
 const READ_TRIES: usize = 64;
@@ -372,7 +373,7 @@ impl<F: Family> Slot<F> {
         let [sport, dport, l3_delta, l4_delta] = quarters(self.rewrite.load(Ordering::Relaxed));
         let [egress, tunnel, next_hop, mtu] = quarters(self.out.load(Ordering::Relaxed));
         let verdict = self.verdict.load(Ordering::Relaxed);
-        let (rule, bits) = (high32(verdict), head.transform_bits());
+        let (rules, bits) = (Rules::from_bits(high32(verdict)), head.transform_bits());
         let egress = PortId(egress);
         let transform = Transform {
             src,
@@ -385,7 +386,7 @@ impl<F: Family> Slot<F> {
             tunnel,
             next_hop,
             mtu,
-            rule,
+            rules,
             bits,
         };
         (transform, low32(verdict))
@@ -395,7 +396,7 @@ impl<F: Family> Slot<F> {
         F::store(&self.to, F::pack(t.src, t.dst));
         self.rewrite.store(join16([t.sport, t.dport, t.l3_delta, t.l4_delta]), Ordering::Relaxed);
         self.out.store(join16([t.egress.0, t.tunnel, t.next_hop, t.mtu]), Ordering::Relaxed);
-        self.verdict.store(join(t.rule, generation), Ordering::Relaxed);
+        self.verdict.store(join(t.rules.bits(), generation), Ordering::Relaxed);
     }
 
     /// Fills the entry. The caller holds the claim of its bucket, and makes the tag afterwards.

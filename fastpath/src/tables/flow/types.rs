@@ -5,6 +5,7 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::packet::{FlowKey, Ip, NO_INDEX, PortId};
+use crate::tables::policy::Rules;
 
 /// Size, timeouts and hash seed of a [`super::FlowTable`].
 #[derive(Clone, Debug)]
@@ -106,9 +107,9 @@ pub struct Transform {
     pub next_hop: u16,
     /// MTU of the IP packet on its way out, bytes.
     pub mtu: u16,
-    /// The policy rule that decided, for counters and traces.
-    pub rule: u32,
-    /// [`Transform::REWRITE_SRC`], [`Transform::REWRITE_DST`]; the other bits are the caller's.
+    /// The policy rules that decided, for counters and traces.
+    pub rules: Rules,
+    /// [`Transform::REWRITE_SRC`], [`Transform::REWRITE_DST`], [`Transform::DENY`]; the other bits are the caller's.
     pub bits: u8,
 }
 
@@ -117,6 +118,8 @@ impl Transform {
     pub const REWRITE_SRC: u8 = 1;
     /// The destination address and port are rewritten.
     pub const REWRITE_DST: u8 = 1 << 1;
+    /// A policy took the flow's permission away: its packets are dropped.
+    pub const DENY: u8 = 1 << 2;
 
     /// Whether both addresses are of the family; an entry cannot hold others.
     pub(super) fn is_v6(&self) -> Option<bool> {
@@ -137,7 +140,7 @@ impl Transform {
             tunnel: NO_INDEX,
             next_hop: NO_INDEX,
             mtu: 0,
-            rule: 0,
+            rules: Rules::NONE,
             bits: 0,
         }
     }

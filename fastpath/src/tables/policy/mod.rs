@@ -77,6 +77,52 @@ impl RuleId {
     pub const FIRST: RuleId = RuleId(4);
     /// The largest id.
     pub const MAX: RuleId = RuleId((1 << 31) - 1);
+
+    /// Its counter: rules beyond 65,534 share the last one.
+    #[inline]
+    #[must_use]
+    pub fn counter(self) -> u16 {
+        u16::try_from(self.0).unwrap_or(u16::MAX)
+    }
+}
+
+/// The rules that decided on a flow, one for each of its ends on this node, as indices of
+/// [`RuleCounters`](crate::stats::RuleCounters). 0 is "no rule": the end is not here or not isolated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// Of the source's policies.
+    pub egress: u16,
+    /// Of the destination's policies.
+    pub ingress: u16,
+}
+
+impl Rules {
+    /// No rule at either end.
+    pub const NONE: Rules = Rules { egress: 0, ingress: 0 };
+
+    /// Both in one word.
+    #[inline]
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        u32::from(self.egress) << 16 | u32::from(self.ingress)
+    }
+
+    /// From the word that [`Rules::bits`] gives.
+    #[inline]
+    #[must_use]
+    pub fn from_bits(bits: u32) -> Self {
+        let [a, b, c, d] = bits.to_be_bytes();
+        Self { egress: u16::from_be_bytes([a, b]), ingress: u16::from_be_bytes([c, d]) }
+    }
+
+    /// With the rule of one direction set.
+    #[must_use]
+    pub fn with(self, direction: Direction, rule: RuleId) -> Self {
+        match direction {
+            Direction::Egress => Self { egress: rule.counter(), ..self },
+            Direction::Ingress => Self { ingress: rule.counter(), ..self },
+        }
+    }
 }
 
 /// Endpoints that are under the same policies; an index into [`PolicyTable::groups`].

@@ -7,6 +7,7 @@ mod threads;
 
 use super::*;
 use crate::packet::{Ip, PortId, proto};
+use crate::tables::policy::Rules;
 
 pub(super) const FIN: u8 = 0x01;
 pub(super) const SYN: u8 = 0x02;
@@ -46,7 +47,7 @@ fn transform(key: &FlowKey, generation: u32) -> Transform {
         tunnel: word(b, d),
         next_hop: word(c, a),
         mtu: word(d, b),
-        rule: u32::from_be_bytes([b, d, a, c]),
+        rules: Rules::from_bits(u32::from_be_bytes([b, d, a, c])),
         bits: a ^ b ^ c ^ d,
     }
 }

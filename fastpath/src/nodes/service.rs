@@ -1,0 +1,140 @@
+//! `service`: after `flow`, for packets without a current flow entry. Chooses the backend of a connection to a
+//! service, and sees whether a flow's backend still exists.
+//!
+//! - New connections: exact match on the destination, then affinity or Maglev among the usable backends.
+//! - A flow of an older generation keeps its backend while that exists. Once it is gone a TCP sender gets a reset
+//!   and other protocols choose anew.
+//! - A service without a usable backend refuses; one held to this node's backends drops what comes from outside.
+//!
+//! Limit: each worker remembers the affinity of 16,384 clients; see [`Affinity`].
+#![forbid(unsafe_code)]
+
+use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, Source};
+use crate::packet::{Ip, flags, proto};
+use crate::snapshot::PortRole;
+use crate::tables::affinity::Affinity;
+use crate::tables::service::{Backend, Found, Frontend};
+use crate::wire::icmp::ErrorKind;
+
+/// Sets of the affinity table.
+const AFFINITY_SETS: usize = 2048;
+
+/// The node, with what its worker knows of affinities.
+#[derive(Debug)]
+pub struct Service {
+    affinity: Affinity,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self { affinity: Affinity::new(AFFINITY_SETS) }
+    }
+}
+
+impl Node for Service {
+    const ID: NodeId = NodeId::Service;
+
+    fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
+        let setup = *cx.packets.setup(i);
+        if setup.stale.is_some() {
+            match kept(cx, &setup) {
+                Kept::Yes => return Next::Policy,
+                Kept::Refuse => return Next::Refuse(DropReason::BackendGone, ErrorKind::PortUnreachable),
+                Kept::Drop => return Next::Drop(DropReason::BackendGone),
+                Kept::Anew => *cx.packets.setup_mut(i) = Setup::first(setup.original),
+            }
+        }
+        let meta = cx.packets.meta(i);
+        // The node it came from has translated it, or it is not for a service of ours.
+        if meta.has(flags::DECAPPED) {
+            return Next::Policy;
+        }
+        let from_outside = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
+        let key = setup.original;
+        let frontend = match cx.snap.services.find(key.dst, key.proto, key.dport) {
+            Found::Nothing => return Next::Policy,
+            Found::NoPort => {
+                return Next::Refuse(DropReason::ServicePortUnknown, ErrorKind::PortUnreachable);
+            }
+            Found::Frontend(frontend) => frontend,
+        };
+        if !frontend.admits(key.src) {
+            return Next::Drop(DropReason::SourceRangeDenied);
+        }
+        let Some(backend) = self.choose(cx, frontend, &setup, from_outside) else {
+            return if from_outside && frontend.is_local_for(true) {
+                Next::Drop(DropReason::NoLocalBackend)
+            } else {
+                Next::Refuse(DropReason::NoBackend, ErrorKind::PortUnreachable)
+            };
+        };
+        let masked = from_outside && !frontend.is_local_for(true);
+        let setup = cx.packets.setup_mut(i);
+        setup.translated.dst = backend.addr;
+        setup.translated.dport = backend.port;
+        if backend.addr == key.src {
+            setup.source = Source::Gateway;
+        } else if masked {
+            setup.source = Source::Node;
+        }
+        Next::Policy
+    }
+}
+
+impl Service {
+    fn choose(
+        &mut self,
+        cx: &Context<'_>,
+        frontend: &Frontend,
+        setup: &Setup,
+        from_outside: bool,
+    ) -> Option<Backend> {
+        let spread = frontend.spread(from_outside)?;
+        if frontend.affinity_ms == 0 {
+            return spread.choose(&setup.original);
+        }
+        let client: Ip = setup.original.src;
+        let last = self.affinity.get(frontend.id, client, cx.now, frontend.affinity_ms);
+        let backend = match last.filter(|b| spread.contains(*b)) {
+            Some(backend) => backend,
+            None => spread.choose_for_client(client)?,
+        };
+        self.affinity.put(frontend.id, client, backend, cx.now);
+        Some(backend)
+    }
+}
+
+/// What becomes of a flow's backend.
+enum Kept {
+    /// It exists, or the flow has none.
+    Yes,
+    /// The flow has ended: tell the sender.
+    Refuse,
+    /// The flow has ended.
+    Drop,
+    /// The flow has ended, and its packet begins another.
+    Anew,
+}
+
+fn kept(cx: &Context<'_>, setup: &Setup) -> Kept {
+    let (original, translated) = (setup.original, setup.translated);
+    let backend = Backend { addr: translated.dst, port: translated.dport };
+    if (original.dst, original.dport) == (backend.addr, backend.port) {
+        return Kept::Yes;
+    }
+    let known = match cx.snap.services.find(original.dst, original.proto, original.dport) {
+        Found::Frontend(frontend) => frontend.known(backend),
+        Found::NoPort | Found::Nothing => None,
+    };
+    let tcp = original.proto == proto::TCP;
+    if known.is_some_and(|k| k.serves || tcp) {
+        return Kept::Yes;
+    }
+    // Busy with another worker's packet: this one is lost, the next one tries again.
+    let removed = setup.stale.is_some_and(|at| cx.flows.remove(at));
+    match (tcp, removed, setup.reply) {
+        (true, ..) => Kept::Refuse,
+        (false, true, false) => Kept::Anew,
+        (false, ..) => Kept::Drop,
+    }
+}

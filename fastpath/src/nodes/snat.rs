@@ -1,0 +1,203 @@
+//! `snat`: after `policy`. Decides what the source of a new flow becomes.
+//!
+//! - A pod that talks to the outside takes this node's address and a port of the reserved range
+//!   (`nat_outgoing`; RFC 4787, RFC 5508 for identifiers of ICMP echo).
+//! - A client from outside that uses a service takes it too, unless only backends of this node serve it.
+//! - A pod that reaches itself through a service takes the gateway's address.
+//! - Everything else keeps its source; so does a flow that exists.
+//!
+//! The ports are those of [`Candidates`]; which of them is free is the flow table's to say, when `route` installs.
+#![forbid(unsafe_code)]
+
+use crate::graph::{Context, DropReason, Next, Node, NodeId, Source};
+use crate::packet::{FlowKey, Ip, flags, proto};
+use crate::snapshot::{GATEWAY_V4, GATEWAY_V6, PortRole, Snapshot, Snat as Settings};
+use crate::wire::icmp;
+
+/// Ports that are tried for one flow.
+const TRIES: u32 = 1024;
+/// Seed of the hash a port is chosen by: the same after a restart, so that connections keep their port.
+const CHOICE: u64 = 0x5a;
+
+/// The node.
+#[derive(Debug, Default)]
+pub struct Snat;
+
+impl Node for Snat {
+    const ID: NodeId = NodeId::Snat;
+
+    fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
+        let setup = *cx.packets.setup(i);
+        let meta = *cx.packets.meta(i);
+        let (original, translated) = (setup.original, setup.translated);
+        let snat = &cx.snap.snat;
+        if let Some(at) = setup.stale {
+            if original.src == translated.src || is_own(translated.src, snat) {
+                return Next::Route;
+            }
+            // The node has another address now: no answer comes back to the old one.
+            let _ = cx.flows.remove(at);
+            return Next::Drop(DropReason::NatNoFlow);
+        }
+        if setup.reply || meta.has(flags::ICMP_ERROR) {
+            return Next::Route;
+        }
+        let leaves = || leaves(cx.snap, original.src, translated.dst);
+        let source = if setup.source == Source::Keep && leaves() { Source::Node } else { setup.source };
+        let addr = match source {
+            Source::Keep => {
+                // What comes from outside to a translated source belongs to a flow, or to nobody.
+                let outside = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
+                let lost =
+                    outside && !meta.has(flags::DECAPPED) && snat.holds(translated.dst, translated.dport);
+                return if lost { Next::Drop(DropReason::NatNoFlow) } else { Next::Route };
+            }
+            Source::Gateway if original.src.is_v4() => GATEWAY_V4,
+            Source::Gateway => GATEWAY_V6,
+            Source::Node => match snat.address(original.src.is_v4()) {
+                Some(addr) => addr,
+                None => return Next::Drop(DropReason::SnatNoAddress),
+            },
+        };
+        let has_ports = match meta.proto {
+            proto::TCP | proto::UDP | proto::SCTP => true,
+            proto::ICMP | proto::ICMPV6 => icmp::has_ident(meta.has(flags::V6), meta.icmp_type),
+            _ => false,
+        };
+        if !has_ports {
+            return Next::Drop(DropReason::SnatProtocol);
+        }
+        let setup = cx.packets.setup_mut(i);
+        setup.source = source;
+        setup.translated.src = addr;
+        Next::Route
+    }
+}
+
+/// Whether a connection is one of a pod of this node to the outside.
+pub(super) fn leaves(snap: &Snapshot, src: Ip, dst: Ip) -> bool {
+    let gateway = dst == GATEWAY_V4 || dst == GATEWAY_V6;
+    snap.snat.outgoing && !gateway && snap.local.contains_key(&src) && snap.snat.inside.lookup(dst).is_none()
+}
+
+/// Whether an address is one that sources of connections from this node are translated to.
+fn is_own(addr: Ip, snat: &Settings) -> bool {
+    addr == GATEWAY_V4 || addr == GATEWAY_V6 || snat.address(addr.is_v4()) == Some(addr)
+}
+
+/// What a flow may look like after translation, best first. Ends when all of the port range was seen, or
+/// [`TRIES`] of it.
+///
+/// A source that keeps its address keeps its port where that is free. Behind the node's address a source has one
+/// preferred port, whatever its destination (endpoint-independent mapping, RFC 4787 4.1), and others where
+/// another source has that port towards the same destination.
+#[derive(Debug)]
+pub(super) struct Candidates {
+    translated: FlowKey,
+    first: u16,
+    size: u32,
+    start: u32,
+    step: u32,
+    /// The next one; `None` is the flow with its own port.
+    at: Option<u32>,
+}
+
+impl Candidates {
+    pub(super) fn new(original: &FlowKey, translated: &FlowKey, source: Source, snat: &Settings) -> Self {
+        let size = u32::from(snat.last.saturating_sub(snat.first)) + 1;
+        let inside = FlowKey { dst: original.src, dport: 0, ..*original };
+        let hash = inside.hash(CHOICE);
+        let part = |h: u64| u32::try_from(h & 0xffff_ffff).unwrap_or(0);
+        Self {
+            translated: *translated,
+            first: snat.first,
+            size,
+            start: part(hash) % size,
+            step: coprime(part(hash >> 32), size),
+            at: (source == Source::Node).then_some(0),
+        }
+    }
+}
+
+impl Iterator for Candidates {
+    type Item = FlowKey;
+
+    fn next(&mut self) -> Option<FlowKey> {
+        let Some(n) = self.at else {
+            self.at = Some(0);
+            return Some(self.translated);
+        };
+        if n >= self.size.min(TRIES) {
+            return None;
+        }
+        self.at = Some(n + 1);
+        let offset = (u64::from(self.start) + u64::from(n) * u64::from(self.step)) % u64::from(self.size);
+        let port = self.first.saturating_add(u16::try_from(offset).unwrap_or(0));
+        let icmp = matches!(self.translated.proto, proto::ICMP | proto::ICMPV6);
+        // An identifier stands in both ports.
+        let dport = if icmp { port } else { self.translated.dport };
+        Some(FlowKey { sport: port, dport, ..self.translated })
+    }
+}
+
+/// A step that visits every one of `size` ports: one near `from` that shares no divisor with it.
+fn coprime(from: u32, size: u32) -> u32 {
+    let gcd = |mut a: u32, mut b: u32| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    (from % size..size).chain(1..size).find(|s| *s > 0 && gcd(*s, size) == 1).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(sport: u16) -> FlowKey {
+        let (src, dst) = (Ip::v4([10, 0, 0, 1]), Ip::v4([1, 1, 1, 1]));
+        FlowKey { src, dst, sport, dport: 53, proto: proto::UDP }
+    }
+
+    proptest! {
+        /// Every port of the range once, and no other.
+        #[test]
+        fn candidates_are_the_range(first in 1u16..=65_000, len in 0u16..500, sport: u16) {
+            let snat = Settings { first, last: first.saturating_add(len), ..Settings::default() };
+            let all: Vec<u16> = Candidates::new(&key(sport), &key(sport), Source::Node, &snat).map(|k| k.sport).collect();
+            let set: BTreeSet<u16> = all.iter().copied().collect();
+            prop_assert_eq!(set.len(), all.len());
+            prop_assert_eq!(set, (snat.first..=snat.last).collect::<BTreeSet<_>>());
+        }
+
+        /// The preferred port does not depend on the destination.
+        #[test]
+        fn mapping_is_endpoint_independent(sport: u16, dst: [u8; 4], dport: u16) {
+            let snat = Settings::default();
+            let other = FlowKey { dst: Ip::v4(dst), dport, ..key(sport) };
+            let first = |k: &FlowKey| Candidates::new(k, k, Source::Node, &snat).next().map(|k| k.sport);
+            prop_assert_eq!(first(&key(sport)), first(&other));
+        }
+    }
+
+    #[test]
+    fn a_kept_source_keeps_its_port_first() {
+        let snat = Settings::default();
+        let mut all = Candidates::new(&key(7), &key(7), Source::Keep, &snat);
+        assert_eq!(all.next(), Some(key(7)));
+        assert!(all.next().is_some_and(|k| (snat.first..=snat.last).contains(&k.sport)));
+        assert_eq!(all.count(), TRIES as usize - 1);
+    }
+
+    #[test]
+    fn identifiers_stand_in_both_ports() {
+        let echo = FlowKey { proto: proto::ICMP, ..key(9) };
+        let first = Candidates::new(&echo, &echo, Source::Node, &Settings::default()).next();
+        assert!(first.is_some_and(|k| k.sport == k.dport && k.sport >= 40_000));
+    }
+}
