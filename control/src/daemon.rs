@@ -16,6 +16,7 @@ use fastpath::snapshot::{PortRole, Snapshot};
 use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 
 use crate::attach::{Attacher, Wanted, max_mtu};
+use crate::compile::tables::Tables;
 use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::{Config, OnFailure};
 use crate::explain::LiveExplainer;
@@ -47,6 +48,8 @@ struct Daemon {
     overlay: Overlay,
     started: Instant,
     attacher: Attacher,
+    /// Policies, services, source translation.
+    tables: Tables,
     resolver: Resolver,
     update: Arc<Update>,
     net: Arc<NetView>,
@@ -86,7 +89,8 @@ impl Daemon {
             overlay: &self.overlay,
             generation,
         };
-        let Compiled { mut snapshot, neighbors, problems } = compile::compile(&inputs);
+        let Compiled { mut snapshot, neighbors, mut problems } = compile::compile(&inputs);
+        problems.extend(self.tables.fill(&self.update.model, &ports, &mut snapshot));
         self.compile_problems = problems;
         // What does not change forwarding makes no flow be decided again.
         if generation == 0 || snapshot != *self.snapshot {

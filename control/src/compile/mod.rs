@@ -4,6 +4,8 @@
 pub mod policy;
 mod routes;
 pub mod service;
+mod snat;
+pub mod tables;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

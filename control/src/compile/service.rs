@@ -5,14 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use fastpath::packet::Ip;
-use fastpath::tables::maglev::Maglev;
+use fastpath::packet::{FlowKey, Ip};
+use fastpath::tables::service as table;
 use ipnet::IpNet;
 
 use crate::model::{EndpointSlice, Model, ObjectName, Protocol, Service, ServicePort};
 
+mod tables;
 #[cfg(test)]
 mod tests;
+
+pub use tables::ServiceTables;
 
 /// One endpoint of a service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +35,9 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// The identity of the backend for [`Maglev`], the same on every node.
-    #[must_use]
-    pub fn key(&self) -> [u8; 18] {
-        let mut key = [0; 18];
-        let (address, port) = key.split_at_mut(16);
-        address.copy_from_slice(&Ip::from(self.address).bytes());
-        port.copy_from_slice(&self.port.to_be_bytes());
-        key
+    /// As the packet path knows it.
+    fn compiled(&self) -> table::Backend {
+        table::Backend { addr: Ip::from(self.address), port: self.port }
     }
 }
 
@@ -72,25 +70,29 @@ impl Backends {
     #[must_use]
     pub fn spread(&self, node: Option<&str>) -> Option<Spread> {
         let backends: Vec<Backend> = self.usable(node).into_iter().cloned().collect();
-        let keys: Vec<_> = backends.iter().map(Backend::key).collect();
-        Some(Spread { maglev: Maglev::new(&keys)?, backends })
+        let choice = table::Spread::new(backends.iter().map(Backend::compiled).collect())?;
+        Some(Spread { choice, backends })
     }
 }
 
-/// Usable backends and the choice between them.
+/// Usable backends and the packet path's choice between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spread {
-    /// The choice: an index into `backends`.
-    pub maglev: Maglev,
+    choice: table::Spread,
     /// The backends.
     pub backends: Vec<Backend>,
 }
 
 impl Spread {
-    /// The backend for a flow hash.
+    /// The backend for a connection; the same for all of a client's where there is affinity.
     #[must_use]
-    pub fn choose(&self, hash: u64) -> Option<&Backend> {
-        self.backends.get(usize::from(self.maglev.lookup(hash)))
+    pub fn choose(&self, connection: &FlowKey, affinity: bool) -> Option<&Backend> {
+        let chosen = if affinity {
+            self.choice.choose_for_client(connection.src)
+        } else {
+            self.choice.choose(connection)
+        }?;
+        self.backends.iter().find(|b| b.compiled() == chosen)
     }
 }
 

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use super::networks::{Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
@@ -110,6 +113,16 @@ choices! {
         Allow = "allow",
         /// Only a SYN opens a flow.
         Deny = "deny",
+    }
+}
+
+choices! {
+    /// `policy.deny`.
+    Deny {
+        /// Nothing is answered.
+        Drop = "drop",
+        /// TCP is answered by a reset, everything else by an ICMP error.
+        Reject = "reject",
     }
 }
 
@@ -301,5 +314,37 @@ section! {
     "icmp" Icmp {
         /// Most errors (time exceeded, unreachable, too big) a worker sends in a second; 0 sends none.
         "errors_per_second" errors_per_second: u32 = 1000, int(0, 1_000_000);
+    }
+}
+
+section! {
+    /// NetworkPolicies.
+    "policy" Policy {
+        /// What becomes of a packet that policies deny: it is dropped, or answered (TCP by a reset, everything else by
+        /// ICMP "administratively prohibited").
+        "deny" deny: Deny = Deny::Drop, OneOf;
+    }
+}
+
+section! {
+    /// Services.
+    "services" Services {
+        /// Networks that service addresses are given out from; pods' connections to them are never translated
+        /// as to the outside, also while no service has the address.
+        "cidrs" cidrs: Vec<IpNet> = Vec::new(), Networks;
+    }
+}
+
+section! {
+    /// Translation of sources to the node's address.
+    "snat" Snat {
+        /// Whether pods reach the outside (all but pods, services, nodes and `exempt_cidrs`) by the node's address.
+        /// Clients from outside whose service's backend is on another node are translated in any case.
+        "enabled" enabled: bool = true, Flag;
+        /// Ports (ICMP: echo identifiers) that sources become, first and last. They are kept out of the kernel's
+        /// ephemeral ports by `net.ipv4.ip_local_reserved_ports`, and belong to no service of the node itself.
+        "port_range" port_range: SnatPorts = SnatPorts { first: 40_000, last: 56_383 }, PortRange;
+        /// Destinations outside that see a pod's own address.
+        "exempt_cidrs" exempt_cidrs: Vec<IpNet> = Vec::new(), Networks;
     }
 }

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `keys` | every section and key: type, default, meaning |
 //! | `value` | what a key accepts, and how a value is read and shown |
+//! | `networks` | the same for networks and port ranges |
 //! | `read` | TOML text to [`Config`], with all mistakes and their lines |
 //! | `reference` | the documented file, `configs/fastpath.toml` |
 #![forbid(unsafe_code)]
 
 mod keys;
+mod networks;
 mod read;
 mod reference;
 mod value;
@@ -21,9 +23,11 @@ use std::path::{Path, PathBuf};
 
 use crate::model::Pod;
 pub use keys::{
-    Daemon, Encap, Family, Flow, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods, Polling,
-    Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp, XdpMode, ZeroCopy,
+    Daemon, Deny, Encap, Family, Flow, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods, Policy,
+    Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp, XdpMode,
+    ZeroCopy,
 };
+pub use networks::SnatPorts;
 pub use reference::reference;
 
 /// Largest configuration file read, in bytes.
@@ -56,6 +60,12 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// `[icmp]`.
     pub icmp: Icmp,
+    /// `[policy]`.
+    pub policy: Policy,
+    /// `[services]`.
+    pub services: Services,
+    /// `[snat]`.
+    pub snat: Snat,
 }
 
 impl Config {

@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{
-    Daemon, Flow, Icmp, Memory, NodeSection, Overlay, Pods, Source, Timeouts, Uplink, Workers, Xdp,
+    Daemon, Encap, Flow, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts,
+    Uplink, Workers, Xdp,
 };
 use super::value::Check;
 use super::{Config, Wrong};
@@ -27,6 +28,9 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     (Flow::TABLE, Flow::KEYS),
     (Timeouts::TABLE, Timeouts::KEYS),
     (Icmp::TABLE, Icmp::KEYS),
+    (Policy::TABLE, Policy::KEYS),
+    (Services::TABLE, Services::KEYS),
+    (Snat::TABLE, Snat::KEYS),
 ];
 
 /// The known keys that the file has, and the mistakes so far.
@@ -64,6 +68,9 @@ pub(super) fn read(text: &str) -> Result<Config, Vec<Wrong>> {
         flow: Flow::read(&mut found),
         timeouts: Timeouts::read(&mut found),
         icmp: Icmp::read(&mut found),
+        policy: Policy::read(&mut found),
+        services: Services::read(&mut found),
+        snat: Snat::read(&mut found),
     };
     if found.wrong.is_empty() {
         found.check_together(&config);
@@ -139,6 +146,15 @@ impl<'t> Found<'t> {
                 "memory.frames_per_worker: {} is less than one socket's rings hold (rx_ring {} + tx_ring {})",
                 m.frames_per_worker, m.rx_ring, m.tx_ring
             );
+            self.wrong.push(Wrong { line, message });
+        }
+        let (range, port) = (config.snat.port_range, config.overlay.port);
+        if config.overlay.encap != Encap::None && (range.first..=range.last).contains(&port) {
+            let line = [("snat", "port_range"), ("overlay", "port")]
+                .iter()
+                .find_map(|k| self.values.get(k))
+                .map(|(line, _)| *line);
+            let message = format!("snat.port_range: {range} holds {port}, which is overlay.port");
             self.wrong.push(Wrong { line, message });
         }
     }

@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 
 use super::keys::{
-    Daemon, Flow, Icmp, Memory, NodeSection, Overlay, Pods, Source, Timeouts, Uplink, Workers, Xdp,
+    Daemon, Flow, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts, Uplink,
+    Workers, Xdp,
 };
 
 /// One key, as the documented file shows it.
@@ -28,7 +29,23 @@ pub fn reference() -> String {
             section(&mut out, $section::TABLE, $section::ABOUT, &$section::describe());
         )+};
     }
-    sections!(NodeSection, Daemon, Source, Pods, Xdp, Uplink, Overlay, Workers, Memory, Flow, Timeouts, Icmp);
+    sections!(
+        NodeSection,
+        Daemon,
+        Source,
+        Pods,
+        Xdp,
+        Uplink,
+        Overlay,
+        Workers,
+        Memory,
+        Flow,
+        Timeouts,
+        Icmp,
+        Policy,
+        Services,
+        Snat
+    );
     out
 }
 

@@ -14,6 +14,10 @@ fn wrong(text: &str) -> Vec<String> {
     wrong.into_iter().map(|w| format!("{}: {}", w.line.unwrap_or(0), w.message)).collect()
 }
 
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().expect("a network")
+}
+
 #[test]
 fn documented_file_is_what_the_code_says() {
     let text = std::fs::read_to_string(DOCUMENTED).expect("configs/fastpath.toml");
@@ -95,6 +99,14 @@ fn every_key_is_read() {
         other = 7
         [icmp]
         errors_per_second = 0
+        [policy]
+        deny = "reject"
+        [services]
+        cidrs = ["10.96.0.0/12", "fd00:96::/112"]
+        [snat]
+        enabled = false
+        port_range = "50000-50000"
+        exempt_cidrs = ["10.1.2.3/8"]
     "#;
     let c = Config::parse(text).expect("valid");
     let a1 = crate::model::ObjectName { namespace: "demo".into(), name: "a1".into() };
@@ -142,6 +154,13 @@ fn every_key_is_read() {
             other: Duration::from_secs(7),
         },
         icmp: Icmp { errors_per_second: 0 },
+        policy: Policy { deny: Deny::Reject },
+        services: Services { cidrs: ["10.96.0.0/12", "fd00:96::/112"].map(net).to_vec() },
+        snat: Snat {
+            enabled: false,
+            port_range: SnatPorts { first: 50_000, last: 50_000 },
+            exempt_cidrs: vec![net("10.0.0.0/8")],
+        },
     };
     assert_eq!(c, want);
     assert_eq!(c.socket(), Path::new("/run/fastpath-demo/a/fastpath.sock"));
@@ -189,6 +208,22 @@ fn mistakes_name_line_key_and_what_is_allowed() {
         ("[daemon]\nstate_dir = \"run\"", &["\"run\" is not an absolute path"]),
         ("[daemon]\nstate_dir = \"/run/../etc\"", &["is not an absolute path without \"..\""]),
         ("[daemon]\nlog = \"verbose\"", &["\"verbose\" is not one of \"error\", \"warn\""]),
+        ("[policy]\ndeny = \"refuse\"", &["2: policy.deny: \"refuse\" is not one of \"drop\", \"reject\""]),
+        ("[snat]\nport_range = \"50000\"", &["2: snat.port_range: \"50000\" is not a range of ports"]),
+        ("[snat]\nport_range = \"50001-50000\"", &["\"50001-50000\" is not a range of ports"]),
+        ("[snat]\nport_range = \"1023-50000\"", &["\"first-last\", both from 1024 to 65535"]),
+        ("[snat]\nport_range = \"+1024-65536\"", &["is not a range of ports"]),
+        ("[snat]\nport_range = 50000", &["want a range of ports"]),
+        (
+            "[overlay]\nport = 50000\n[snat]\nport_range = \"40000-50000\"",
+            &["4: snat.port_range: 40000-50000 holds 50000, which is overlay.port"],
+        ),
+        ("[overlay]\nport = 50000", &["2: snat.port_range: 40000-56383 holds 50000"]),
+        ("[snat]\nenabled = 1", &["want true or false, not the integer 1"]),
+        ("[snat]\nexempt_cidrs = \"10.0.0.0/8\"", &["want a list of networks"]),
+        ("[snat]\nexempt_cidrs = [\"10.0.0.0/33\"]", &["\"10.0.0.0/33\" is not a network"]),
+        ("[services]\ncidrs = [\"10.96.0.1\"]", &["2: services.cidrs: \"10.96.0.1\" is not a network"]),
+        ("[services]\ncidrs = [\"10.96.0.0/12\", \"10.97.0.0/12\"]", &["10.96.0.0/12 is there twice"]),
         ("[node]\nname = \"Node_A\"", &["node.name: \"Node_A\""]),
         ("[xdp]\nmode = \"auto\"\nmode = \"native\"", &["3: duplicate key"]),
         ("[xdp\nmode = 1", &["1: "]),
@@ -270,10 +305,15 @@ proptest! {
     /// An integer key accepts exactly its range.
     #[test]
     fn ranges_are_exact(n in any::<i64>()) {
-        let port = Config::parse(&format!("[overlay]\nport = {n}"));
+        let port = Config::parse(&format!("[overlay]\nport = {n}\nencap = \"none\""));
         prop_assert_eq!(port.is_ok(), (1..=65535).contains(&n));
         let vni = Config::parse(&format!("[overlay]\nvni = {}", n & 0x1ff_ffff));
         prop_assert_eq!(vni.is_ok(), (1..=0xff_ffff).contains(&(n & 0x1ff_ffff)));
+        let (first, last) = (n & 0x1_ffff, (n >> 20) & 0x1_ffff);
+        let snat = Config::parse(&format!(
+            "[overlay]\nencap = \"none\"\n[snat]\nport_range = \"{first}-{last}\""
+        ));
+        prop_assert_eq!(snat.is_ok(), 1024 <= first && first <= last && last <= 65_535);
         let ring = Config::parse(&format!("[memory]\nrx_ring = {}", n & 0x3ff));
         let want = n & 0x3ff;
         prop_assert_eq!(ring.is_ok(), want >= 64 && want.count_ones() == 1);

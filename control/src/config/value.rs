@@ -22,7 +22,7 @@ pub(super) trait Check<T> {
 }
 
 /// "want …, not …" for a value of the wrong TOML type.
-fn wrong_type<T>(check: &impl Check<T>, value: &DeValue<'_>) -> String {
+pub(super) fn wrong_type<T>(check: &impl Check<T>, value: &DeValue<'_>) -> String {
     let shown = match value {
         DeValue::Integer(i) => format!("the integer {i}"),
         DeValue::Float(x) => format!("the float {x}"),

@@ -15,7 +15,8 @@ use super::view::Asker;
 use super::*;
 use crate::api::Instance;
 use crate::attach::AttachConfig;
-use crate::config;
+use crate::compile::tables::SnatSettings;
+use crate::config::{self, SnatPorts};
 use crate::netdev::{Preparer, Watcher};
 use crate::source::DirectorySource;
 
@@ -127,6 +128,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
     Ok(Daemon {
         cores: workers.iter().filter_map(|w| w.core).collect(),
         overlay: overlay(&config),
+        tables: Tables::new(&node, workers.len(), snat_settings(&config)),
         config,
         node,
         started: Instant::now(),
@@ -192,9 +194,18 @@ fn overlay(config: &Config) -> Overlay {
             vxlan_port: config.overlay.port,
             outer_udp6_checksum: config.overlay.udp6_checksum,
             tcp_pickup: config.flow.tcp_pickup == config::TcpPickup::Allow,
-            reject_denied: false,
+            reject_denied: config.policy.deny == config::Deny::Reject,
             icmp_rate: config.icmp.errors_per_second,
         },
+    }
+}
+
+fn snat_settings(config: &Config) -> SnatSettings {
+    let SnatPorts { first, last } = config.snat.port_range;
+    SnatSettings {
+        outgoing: config.snat.enabled,
+        ports: (first, last),
+        inside: config.services.cidrs.iter().chain(&config.snat.exempt_cidrs).copied().collect(),
     }
 }
 

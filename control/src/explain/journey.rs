@@ -177,7 +177,9 @@ impl Explainer {
         let number = query.proto.number(to.address.is_ipv4());
         let key =
             FlowKey { src: seen.into(), dst: to.address.into(), sport: 0, dport: query.dport, proto: number };
-        let Some((spread, backend)) = spread.as_ref().and_then(|s| Some((s, s.choose(key.hash(0))?))) else {
+        let affinity = frontend.affinity_seconds.is_some();
+        let chosen = spread.as_ref().and_then(|s| Some((s, s.choose(&key, affinity)?)));
+        let Some((spread, backend)) = chosen else {
             let whose = on.as_ref().map_or_else(String::new, |n| format!(" on node {n}"));
             let why = format!("{} has no usable backend{whose}", frontend.service);
             let dropped = frontend.local && frontend.kind != FrontendKind::ClusterIp && on.is_some();

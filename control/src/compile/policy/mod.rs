@@ -22,6 +22,7 @@ use crate::model::{Model, NetworkPolicy, ObjectName, Pod, PortSpec};
 mod blocks;
 mod classes;
 mod classify;
+mod counters;
 mod groups;
 mod matrix;
 mod pods;
@@ -38,6 +39,7 @@ use matrix::{CompiledPort, CompiledRule};
 use pods::{Changes, Pods, Slot};
 use select::{PodSet, Selections};
 
+pub use counters::{Count, Counters};
 pub use reasons::{PolicyReasons, RuleReason};
 pub use rules::{Decider, RuleInfo, RuleNames};
 

@@ -1,0 +1,196 @@
+//! What rules have counted: packets, bytes and flows of each rule in force, over all workers.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use fastpath::stats::RuleCounters;
+use fastpath::tables::policy::RuleId;
+
+use super::{Decider, RuleInfo, RuleNames};
+
+/// Counters are made for so many rules at first.
+const FIRST: usize = 256;
+/// Rules beyond share the last counter: see [`RuleId::counter`].
+const MOST: usize = 1 << 16;
+
+/// Counts of one rule, or of an isolation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets of the flows it allowed, both directions; for an isolation the packets it denied.
+    pub packets: u64,
+    /// Their bytes, as IP packets.
+    pub bytes: u64,
+    /// Flows it allowed, or first packets it denied.
+    pub flows: u64,
+}
+
+/// The counters that workers write, and what the control thread knows of them.
+///
+/// More rules get larger counters; those before are kept, so that nothing counted is lost. An id that comes to mean
+/// another rule begins at zero.
+#[derive(Debug)]
+pub struct Counters {
+    workers: usize,
+    /// Newest last.
+    tables: Vec<Arc<RuleCounters>>,
+    /// What each id in force means, and the totals it began at.
+    known: HashMap<RuleId, (Arc<RuleInfo>, [u64; 3])>,
+}
+
+impl Counters {
+    /// For so many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
+        let first = Arc::new(RuleCounters::new(workers, FIRST));
+        Self { workers, tables: vec![first], known: HashMap::new() }
+    }
+
+    /// The counters for the next snapshot: the same until there are more rules than they are for.
+    #[must_use]
+    pub fn current(&self) -> Arc<RuleCounters> {
+        self.tables.last().cloned().unwrap_or_default()
+    }
+
+    /// Takes over which rules are in force.
+    pub fn follow(&mut self, names: &RuleNames) {
+        let size = names.len().next_power_of_two().clamp(FIRST, MOST);
+        if self.current().rules() < size {
+            self.tables.push(Arc::new(RuleCounters::new(self.workers, size)));
+        }
+        let mut before = std::mem::take(&mut self.known);
+        for (id, info) in names.iter() {
+            let same = before.remove(&id).filter(|(known, _)| known.decider == info.decider);
+            let from = same.map_or_else(|| self.total(id), |(_, from)| from);
+            self.known.insert(id, (Arc::clone(info), from));
+        }
+    }
+
+    /// What a rule in force has counted since it came; nothing for one that is not in force.
+    #[must_use]
+    pub fn count(&self, id: RuleId) -> Count {
+        let Some((_, from)) = self.known.get(&id) else { return Count::default() };
+        let [packets, bytes, flows] = self.total(id);
+        let [p, b, f] = from;
+        Count {
+            packets: packets.wrapping_sub(*p),
+            bytes: bytes.wrapping_sub(*b),
+            flows: flows.wrapping_sub(*f),
+        }
+    }
+
+    /// Every rule in force, by policy, and every isolation, and what each has counted.
+    #[must_use]
+    pub fn rows(&self) -> Vec<(Arc<RuleInfo>, Count)> {
+        let mut rows: Vec<_> =
+            self.known.iter().map(|(id, (info, _))| (Arc::clone(info), self.count(*id))).collect();
+        rows.sort_by(|(a, _), (b, _)| order(&a.decider).cmp(&order(&b.decider)));
+        rows
+    }
+
+    /// What the id at this place of the counters means; `None` for a counter that several share.
+    #[must_use]
+    pub fn decider(&self, counter: u16) -> Option<&Decider> {
+        let id = RuleId(u32::from(counter));
+        self.known.get(&id).filter(|_| counter != u16::MAX).map(|(info, _)| &info.decider)
+    }
+
+    fn total(&self, id: RuleId) -> [u64; 3] {
+        let add = |[a, b, c]: [u64; 3], [x, y, z]: [u64; 3]| {
+            [a.wrapping_add(x), b.wrapping_add(y), c.wrapping_add(z)]
+        };
+        self.tables.iter().map(|t| t.total(id.counter())).fold([0; 3], add)
+    }
+}
+
+/// Rules before isolations, each by its policies.
+fn order(decider: &Decider) -> (bool, &Decider) {
+    (matches!(decider, Decider::Isolated { .. }), decider)
+}
+
+#[cfg(test)]
+mod tests {
+    use fastpath::tables::policy::Direction;
+
+    use super::super::rules::RuleIds;
+    use super::*;
+    use crate::model::{ObjectName, Origin};
+
+    fn rule(index: usize) -> Decider {
+        let policy = ObjectName { namespace: "n".into(), name: "p".into() };
+        Decider::Rule { policy, direction: Direction::Ingress, index }
+    }
+
+    /// Compiles rules of these numbers; gives the id of each.
+    fn compile(ids: &mut RuleIds, indices: impl IntoIterator<Item = usize>) -> (RuleNames, Vec<RuleId>) {
+        ids.begin();
+        let out = indices.into_iter().map(|i| ids.id(rule(i), &Origin::Api)).collect();
+        (ids.end(), out)
+    }
+
+    fn hit(counters: &Counters, worker: usize, id: RuleId, bytes: u64) {
+        let table = counters.current();
+        let counter = &table.of(worker)[usize::from(id.counter())];
+        counter.packets.add(1);
+        counter.bytes.add(bytes);
+        counter.flows.add(1);
+    }
+
+    #[test]
+    fn counts_are_the_sum_of_all_workers_and_of_all_tables() {
+        let (mut ids, mut counters) = (RuleIds::default(), Counters::new(2));
+        let (names, of) = compile(&mut ids, 0..2);
+        counters.follow(&names);
+        let small = counters.current();
+        hit(&counters, 0, of[0], 10);
+        hit(&counters, 1, of[0], 20);
+        hit(&counters, 1, of[1], 5);
+        assert_eq!(counters.count(of[0]), Count { packets: 2, bytes: 30, flows: 2 });
+
+        counters.follow(&names);
+        assert!(Arc::ptr_eq(&small, &counters.current()), "nothing changed: the same counters");
+        let (names, more) = compile(&mut ids, 0..FIRST);
+        counters.follow(&names);
+        assert!(counters.current().rules() >= names.len() && counters.current().rules() == 2 * FIRST);
+        assert_eq!(more[..2], of[..]);
+        hit(&counters, 0, of[0], 1);
+        // A worker that has not seen the new snapshot yet.
+        small.of(1)[usize::from(of[0].counter())].packets.add(1);
+        assert_eq!(counters.count(of[0]), Count { packets: 4, bytes: 31, flows: 3 });
+        assert_eq!(counters.count(of[1]), Count { packets: 1, bytes: 5, flows: 1 });
+        assert_eq!(counters.rows().len(), FIRST);
+    }
+
+    #[test]
+    fn an_id_with_another_meaning_begins_at_zero() {
+        let (mut ids, mut counters) = (RuleIds::default(), Counters::new(1));
+        let (names, of) = compile(&mut ids, [0]);
+        counters.follow(&names);
+        hit(&counters, 0, of[0], 10);
+        for _ in 0..3 {
+            let (names, _) = compile(&mut ids, []);
+            counters.follow(&names);
+        }
+        assert_eq!(counters.count(of[0]), Count::default(), "not in force");
+        let (names, again) = compile(&mut ids, [7]);
+        counters.follow(&names);
+        assert_eq!(again, of, "the id is used again");
+        assert_eq!(counters.count(of[0]), Count::default());
+        hit(&counters, 0, of[0], 3);
+        assert_eq!(counters.count(of[0]), Count { packets: 1, bytes: 3, flows: 1 });
+        assert_eq!(counters.decider(of[0].counter()), Some(&rule(7)));
+    }
+
+    #[test]
+    fn rules_come_before_isolations() {
+        let (mut ids, mut counters) = (RuleIds::default(), Counters::new(1));
+        ids.begin();
+        let isolated = Decider::Isolated { direction: Direction::Egress, policies: Vec::new() };
+        ids.id(isolated.clone(), &Origin::Api);
+        ids.id(rule(1), &Origin::Api);
+        ids.id(rule(0), &Origin::Api);
+        counters.follow(&ids.end());
+        let order: Vec<_> = counters.rows().into_iter().map(|(info, _)| info.decider.clone()).collect();
+        assert_eq!(order, [rule(0), rule(1), isolated]);
+    }
+}

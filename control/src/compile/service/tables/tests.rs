@@ -1,0 +1,238 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::{Labels, Node, Origin, Pod};
+use crate::source::convert;
+
+fn ip(text: &str) -> Ip {
+    Ip::from(text.parse::<IpAddr>().unwrap())
+}
+
+/// A world to change: each change is a new model that shares what stays.
+struct World {
+    model: Arc<Model>,
+    tables: ServiceTables,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { model: Arc::default(), tables: ServiceTables::new("a") }
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Model)) {
+        change(Arc::make_mut(&mut self.model));
+    }
+
+    fn service(&mut self, name: &str, spec: Value) {
+        let object = json!({"metadata": {"name": name}, "spec": spec});
+        let s = convert::service(&serde_json::from_value(object).unwrap(), |_| Origin::Api).unwrap();
+        self.change(|m| drop(m.services.insert(s.name.clone(), Arc::new(s))));
+    }
+
+    fn slice(&mut self, service: &str, family: &str, endpoints: &Value) {
+        let object = json!({"metadata": {"name": format!("{service}-{family}").to_lowercase(),
+            "labels": {"kubernetes.io/service-name": service}}, "addressType": family,
+            "ports": [{"name": "http", "port": 8080}], "endpoints": endpoints});
+        let s = convert::endpoint_slice(&serde_json::from_value(object).unwrap(), |_| Origin::Api).unwrap();
+        self.change(|m| drop(m.slices.insert(s.name.clone(), Arc::new(s))));
+    }
+
+    fn node(&mut self, name: &str, address: &str) {
+        let node = Node {
+            name: name.into(),
+            labels: Labels::new(),
+            addresses: vec![address.parse().unwrap()],
+            pod_cidrs: Vec::new(),
+            vtep_mac_v4: None,
+            vtep_mac_v6: None,
+            origin: Origin::Api,
+        };
+        self.change(|m| drop(m.nodes.insert(name.into(), Arc::new(node))));
+    }
+
+    fn pod(&mut self, name: &str, address: &str) {
+        let name = ObjectName { namespace: "default".into(), name: name.into() };
+        let pod = Pod {
+            name: name.clone(),
+            labels: Labels::new(),
+            node: Some("a".into()),
+            addresses: vec![address.parse().unwrap()],
+            host_network: false,
+            finished: false,
+            ports: BTreeSet::new(),
+            interface: None,
+            mac: None,
+            netns: None,
+            origin: Origin::Api,
+        };
+        self.change(|m| drop(m.pods.insert(name, Arc::new(pod))));
+    }
+
+    fn table(&mut self, own: &[&str]) -> Arc<ServiceTable> {
+        let own: Vec<Ip> = own.iter().map(|a| ip(a)).collect();
+        self.tables.update(&self.model, &own);
+        Arc::clone(self.tables.table())
+    }
+}
+
+fn endpoint(address: &str, node: &str, ready: bool, terminating: bool) -> Value {
+    json!({"addresses": [address], "nodeName": node,
+        "conditions": {"ready": ready, "serving": true, "terminating": terminating}})
+}
+
+/// One service of every kind, dual stack, with Local policies; its IPv4 backends on two nodes.
+fn everything() -> World {
+    let mut world = World::new();
+    world.node("a", "192.0.2.1");
+    world.node("b", "192.0.2.2");
+    world.service(
+        "web",
+        json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd96::1"], "externalIPs": ["192.0.2.1", "198.51.100.9"],
+            "loadBalancerIP": "203.0.113.1", "loadBalancerSourceRanges": ["198.18.0.0/15"],
+            "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080}]}),
+    );
+    let endpoints = [
+        endpoint("10.0.0.1", "a", true, false),
+        endpoint("10.0.1.1", "b", true, false),
+        endpoint("10.0.1.2", "b", false, true),
+        endpoint("10.0.1.3", "b", false, false),
+    ];
+    world.slice("web", "IPv4", &json!(endpoints));
+    world.slice("web", "IPv6", &json!([{"addresses": ["fd01::1"], "nodeName": "b"}]));
+    world
+}
+
+fn backends(spread: Option<&Arc<table::Spread>>) -> Vec<String> {
+    let list = spread.map(|s| s.backends().to_vec()).unwrap_or_default();
+    list.into_iter().map(|b| format!("{} {}", b.addr, b.port)).collect()
+}
+
+#[test]
+fn frontends_carry_what_the_packet_path_decides_by() {
+    let table = everything().table(&["192.0.2.1", "172.17.0.1"]);
+    let at = |address: &str| table.frontends[&(ip(address), 6, 80)].clone();
+    let [cluster, cluster6, external, balanced] =
+        ["10.96.0.1", "fd96::1", "198.51.100.9", "203.0.113.1"].map(at);
+    let port = &table.node_ports[&(true, 6, 30080)];
+
+    assert_eq!((cluster.external, cluster.local_only), (false, false));
+    assert_eq!((external.external, external.local_only, port.external), (true, true, true));
+    assert_eq!(backends(cluster.all.as_ref()), ["10.0.0.1 8080", "10.0.1.1 8080"]);
+    assert_eq!(backends(external.local.as_ref()), ["10.0.0.1 8080"]);
+    assert!(cluster.local.is_none(), "no Local policy is in force for it");
+    assert_eq!(backends(cluster6.all.as_ref()), ["fd01::1 8080"]);
+    assert!(Arc::ptr_eq(cluster.all.as_ref().unwrap(), port.all.as_ref().unwrap()), "shared");
+
+    let serves: Vec<_> = cluster.known.iter().map(|k| (k.backend.addr.to_string(), k.serves)).collect();
+    let want = [("10.0.0.1", true), ("10.0.1.1", true), ("10.0.1.2", true), ("10.0.1.3", false)];
+    assert_eq!(serves, want.map(|(a, s)| (a.to_owned(), s)));
+    assert_eq!(cluster.affinity_ms, 60_000);
+
+    assert!(balanced.admits(ip("198.19.0.1")) && !balanced.admits(ip("198.20.0.1")));
+    assert!(external.admits(ip("198.20.0.1")), "source ranges are for load balancer addresses");
+
+    assert_eq!(cluster.id, balanced.id);
+    assert_eq!(cluster.id, port.id);
+    assert_ne!(cluster.id, cluster6.id);
+    assert_eq!(table.nodes.len(), 3, "nodes, and this node's other address");
+    let mut addresses: Vec<_> = table.addresses.iter().map(ToString::to_string).collect();
+    addresses.sort();
+    assert_eq!(addresses, ["10.96.0.1", "198.51.100.9", "203.0.113.1", "fd96::1"], "none of a node");
+}
+
+#[test]
+fn ids_never_change() {
+    let name = |name: &str| ObjectName { namespace: "shop".into(), name: name.into() };
+    assert_eq!(id(&name("web"), "http", true), 6_955_908_990_714_067_809);
+    let mut all =
+        vec![id(&name("web"), "http", false), id(&name("web"), "", true), id(&name("we"), "b", true)];
+    all.push(id(&name("web"), "http", true));
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 4);
+}
+
+#[test]
+fn what_does_not_change_is_not_made_again() {
+    let mut world = everything();
+    for n in 0..20 {
+        let name = format!("s{n}");
+        world.service(
+            &name,
+            json!({"clusterIP": format!("10.96.1.{n}"), "ports": [{"name": "http", "port": 80}]}),
+        );
+        world.slice(&name, "IPv4", &json!([endpoint(&format!("10.1.0.{n}"), "b", true, false)]));
+    }
+    let first = world.table(&[]);
+    let services = Arc::clone(world.tables.services());
+
+    // A pod is no matter of services.
+    world.pod("p", "10.9.9.9");
+    assert!(Arc::ptr_eq(&first, &world.table(&[])));
+    assert!(Arc::ptr_eq(&services, world.tables.services()));
+    // The same objects read again: compiled, but the same table.
+    world.change(|m| m.services.values_mut().for_each(|s| *s = Arc::new(s.as_ref().clone())));
+    assert!(Arc::ptr_eq(&first, &world.table(&[])));
+    // Nodes alone: services are not looked at again.
+    let services = Arc::clone(world.tables.services());
+    world.node("c", "192.0.2.3");
+    let second = world.table(&[]);
+    assert!(Arc::ptr_eq(&services, world.tables.services()));
+    assert!(!Arc::ptr_eq(&first, &second) && second.nodes.contains(&ip("192.0.2.3")));
+
+    // One service's backends: the spreads of the others stay.
+    world.slice(
+        "s3",
+        "IPv4",
+        &json!([endpoint("10.1.0.3", "b", true, false), endpoint("10.1.0.103", "b", true, false)]),
+    );
+    let third = world.table(&[]);
+    for (key, frontend) in &third.frontends {
+        let same = Arc::ptr_eq(frontend.all.as_ref().unwrap(), second.frontends[key].all.as_ref().unwrap());
+        assert_eq!(same, key.0 != ip("10.96.1.3"), "{key:?}");
+    }
+    assert_eq!(world.tables.spreads.len(), 20 + 3, "those of before are forgotten");
+}
+
+#[test]
+fn what_is_sent_to_a_pod_is_no_services() {
+    let mut world = everything();
+    world.table(&[]);
+    assert!(world.tables.problems().is_empty());
+    world.pod("victim", "198.51.100.9");
+    let table = world.table(&[]);
+    assert!(!table.frontends.contains_key(&(ip("198.51.100.9"), 6, 80)));
+    assert!(!table.addresses.contains(&ip("198.51.100.9")));
+    assert!(table.frontends.contains_key(&(ip("203.0.113.1"), 6, 80)));
+    let want = "service default/web: 198.51.100.9 is the address of a pod, which keeps it";
+    assert_eq!(world.tables.problems(), [want]);
+    world.change(|m| m.pods.clear());
+    assert!(world.table(&[]).frontends.contains_key(&(ip("198.51.100.9"), 6, 80)));
+    world.service("zz", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+    world.table(&[]);
+    assert_eq!(
+        world.tables.problems(),
+        ["service default/zz: 10.96.0.1 TCP 80 is that of service default/web"]
+    );
+}
+
+#[test]
+fn explain_and_the_packet_path_choose_alike() {
+    use fastpath::packet::FlowKey;
+    let mut world = everything();
+    let table = world.table(&[]);
+    let frontend = &table.frontends[&(ip("10.96.0.1"), 6, 80)];
+    let named = &world.tables.services().frontends[&("10.96.0.1".parse().unwrap(), 6, 80)];
+    let spread = named.backends.spread(None).unwrap();
+    let mut chosen = BTreeSet::new();
+    for sport in 0..200 {
+        let key = FlowKey { src: ip("10.0.0.7"), dst: ip("10.96.0.1"), sport, dport: 80, proto: 6 };
+        let own = frontend.all.as_ref().unwrap();
+        assert_eq!(spread.choose(&key, false).map(Backend::compiled), own.choose(&key));
+        assert_eq!(spread.choose(&key, true).map(Backend::compiled), own.choose_for_client(key.src));
+        chosen.insert(spread.choose(&key, false).map(|b| b.address));
+    }
+    assert_eq!(chosen.len(), 2);
+}

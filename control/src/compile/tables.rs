@@ -1,0 +1,111 @@
+//! The tables that outlive a snapshot: policy, services, source translation, rule counters.
+//!
+//! They are costly to make and seldom change, so they are kept, and made anew only from what changed.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fastpath::packet::{Ip, PortId};
+use fastpath::snapshot::{PortRole, Snapshot, Snat};
+use fastpath::tables::policy::GroupId;
+
+use super::policy::{self, Compiler, Counters, Scope};
+use super::service::{ServiceTables, Services};
+use super::{Port, snat};
+use crate::model::Model;
+
+pub use super::snat::SnatSettings;
+
+/// The group of a pod that the policies do not know: it is in no table, and what is in none is denied.
+const UNKNOWN: GroupId = GroupId(u32::MAX);
+
+/// The tables of one node.
+#[derive(Debug)]
+pub struct Tables {
+    node: String,
+    settings: SnatSettings,
+    /// What the tables were made from.
+    seen: Option<(Arc<Model>, Vec<Ip>)>,
+    compiler: Compiler,
+    policy: policy::Compiled,
+    counters: Counters,
+    services: ServiceTables,
+    snat: Arc<Snat>,
+}
+
+impl Tables {
+    /// Empty ones.
+    #[must_use]
+    pub fn new(node: &str, workers: usize, settings: SnatSettings) -> Self {
+        Self {
+            node: node.to_owned(),
+            settings,
+            seen: None,
+            compiler: Compiler::new(Scope::Node(node.to_owned())),
+            policy: policy::Compiled::default(),
+            counters: Counters::new(workers),
+            services: ServiceTables::new(node),
+            snat: Arc::default(),
+        }
+    }
+
+    /// Fills in the tables of `snapshot`, whose ports and node addresses are there already. Returns what could not
+    /// be honoured, one line each.
+    pub fn fill(
+        &mut self,
+        model: &Arc<Model>,
+        ports: &BTreeMap<PortId, Port>,
+        snapshot: &mut Snapshot,
+    ) -> Vec<String> {
+        let own = &snapshot.node.addresses;
+        let current = self.seen.as_ref().is_some_and(|(m, o)| Arc::ptr_eq(m, model) && o == own);
+        if !current {
+            self.compiler.set_own_addresses(own.iter().map(|ip| IpAddr::from(*ip)).collect());
+            self.policy = self.compiler.update(model);
+            self.counters.follow(&self.policy.rules);
+            self.services.update(model, own);
+            let snat = snat::compile(&self.settings, model, &self.node, own);
+            // What looks the same is the same: snapshots compare it by address.
+            if *self.snat != snat {
+                self.snat = Arc::new(snat);
+            }
+            self.seen = Some((Arc::clone(model), own.clone()));
+        }
+        snapshot.policy = self.policy.table.clone();
+        snapshot.services = Arc::clone(self.services.table());
+        snapshot.snat = Arc::clone(&self.snat);
+        snapshot.rule_counters = self.counters.current();
+        let mut problems = self.services.problems().to_vec();
+        for (id, port) in ports.iter().filter(|(_, p)| p.role == PortRole::Pod) {
+            let group = port.pod.as_ref().and_then(|pod| self.policy.endpoints.get(pod)).copied();
+            if group.is_none() {
+                let pod = port.pod.as_ref().map_or_else(|| "its pod".to_owned(), |p| format!("pod {p}"));
+                problems.push(format!(
+                    "{}: {pod} is not known to the policies: its connections are denied",
+                    port.name
+                ));
+            }
+            if let Some(Some(info)) = snapshot.ports.get_mut(usize::from(id.0)) {
+                info.group = Some(group.unwrap_or(UNKNOWN));
+            }
+        }
+        problems
+    }
+
+    /// What rules have counted.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Every frontend by name.
+    #[must_use]
+    pub fn services(&self) -> &Services {
+        self.services.services()
+    }
+}
+
+#[cfg(test)]
+mod tests;
