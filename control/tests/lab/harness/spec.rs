@@ -109,6 +109,8 @@ pub(crate) struct LabSpec {
     pub(crate) xdp_mode: &'static str,
     /// `xdp.on_failure`.
     pub(crate) on_failure: &'static str,
+    /// `xdp.stale_after_ms`.
+    pub(crate) stale_after_ms: u64,
     /// `workers.cores`.
     pub(crate) cores: Vec<usize>,
     /// More of the config file: whole sections.
@@ -128,6 +130,7 @@ impl Default for LabSpec {
             announce_pod_macs: true,
             xdp_mode: "auto",
             on_failure: "drop",
+            stale_after_ms: STALE_AFTER_MS,
             cores: Vec::new(),
             more_config: String::new(),
         }
@@ -137,7 +140,7 @@ impl Default for LabSpec {
 /// `overlay.vni` of every lab.
 pub(crate) const VNI: u32 = 4096;
 
-/// `xdp.stale_after_ms` of every lab: short, so that tests of a dead daemon need not wait.
+/// `xdp.stale_after_ms` by default: short, so that tests of a dead daemon need not wait.
 pub(crate) const STALE_AFTER_MS: u64 = 500;
 
 /// The gateway every pod sees.

@@ -11,7 +11,7 @@ pub(in crate::conformance) fn sets() -> Vec<Set> {
         Set::steps(
             "a policy is created, replaced, deleted",
             vec![
-                vec![],
+                vec![Change::NamespaceLabels("x", &[("ns", "x"), ("touched", "yes")])],
                 vec![policy("x", "policy", ingress_of(a(), json!([])))],
                 vec![policy("x", "policy", ingress_of(a(), json!([{"from": [namespaces(has("ns", "y"))]}])))],
                 vec![policy("x", "policy", ingress_of(a(), json!([{"ports": [port("TCP", 81)]}])))],

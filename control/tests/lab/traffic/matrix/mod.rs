@@ -14,8 +14,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, getsockname, getsockopt,
-    setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt,
+    socket, sockopt,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -23,8 +23,10 @@ use super::sctp::{Init, Raw};
 use crate::harness::ns::NetNs;
 use crate::harness::spec::Family;
 
-/// The longest a round waits for what should come.
-const LIMIT: Duration = Duration::from_millis(1000);
+/// The longest a round waits for what should come, on a machine that is busy with something else.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Source port of the first probe: beyond those of the servers.
+const FIRST_PORT: u16 = 10_000;
 /// How long a round goes on listening once all that should come has come.
 const QUIET: Duration = Duration::from_millis(120);
 
@@ -106,7 +108,7 @@ pub(crate) struct Matrix<'a> {
     /// Probes of earlier rounds that were not delivered in time, with the round's number.
     missing: HashMap<Tuple, (usize, Probe)>,
     rounds: usize,
-    next_id: u16,
+    next_port: u16,
 }
 
 /// A client's socket and the probe it makes.
@@ -131,7 +133,14 @@ impl<'a> Matrix<'a> {
     pub(crate) fn start(stations: Vec<Station<'a>>, ports: &[u16]) -> io::Result<Self> {
         let servers = serve::Servers::start(&stations, ports)?;
         let observers = observe::Observers::start(&stations)?;
-        Ok(Matrix { stations, _servers: servers, observers, missing: HashMap::new(), rounds: 0, next_id: 1 })
+        Ok(Matrix {
+            stations,
+            _servers: servers,
+            observers,
+            missing: HashMap::new(),
+            rounds: 0,
+            next_port: FIRST_PORT,
+        })
     }
 
     /// Makes all `probes` at once. `expected` only says what is worth waiting for.
@@ -145,22 +154,15 @@ impl<'a> Matrix<'a> {
     ) -> io::Result<Vec<Outcome>> {
         self.rounds += 1;
         let mut clients = Clients::default();
+        // Never the same source port twice: what comes late is known for what it is.
+        let first = self.next_port;
         for (index, station) in self.stations.iter().enumerate() {
             let mine: Vec<Probe> = probes.iter().filter(|p| p.from == index).copied().collect();
-            let id = self.next_id;
-            self.next_id = self.next_id.wrapping_add(u16::try_from(mine.len()).unwrap_or(u16::MAX)).max(1);
-            station.ns.run(|| clients.send(station, &self.stations, &mine, id))?;
+            let last = station.ns.run(|| clients.send(station, &self.stations, &mine, first))?;
+            self.next_port = self.next_port.max(last);
         }
         let (answered, delivered) = self.listen(&clients, expected)?;
-        let mut late = Vec::new();
-        for tuple in &delivered {
-            if let Some((round, probe)) = self.missing.remove(tuple) {
-                late.push(format!("round {round} {probe:?}"));
-            }
-        }
-        if !late.is_empty() {
-            return Err(io::Error::other(format!("delivered after the round had ended: {late:?}")));
-        }
+        self.check_late(&delivered)?;
         let mut outcomes = Vec::with_capacity(probes.len());
         for (tuple, probe) in &clients.sent {
             let answered = answered.contains(probe);
@@ -172,6 +174,23 @@ impl<'a> Matrix<'a> {
         }
         assert_eq!(outcomes.len(), probes.len(), "every probe has a tuple of its own");
         Ok(outcomes)
+    }
+
+    /// Whether nothing of earlier rounds has arrived since the last one.
+    ///
+    /// # Errors
+    /// The probes that have.
+    pub(crate) fn nothing_late(&mut self) -> io::Result<()> {
+        let delivered = self.observers.seen();
+        self.check_late(&delivered)
+    }
+
+    fn check_late(&mut self, delivered: &HashSet<Tuple>) -> io::Result<()> {
+        let late: Vec<_> = delivered.iter().filter_map(|tuple| self.missing.remove(tuple)).collect();
+        if late.is_empty() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("delivered after the end of their round: {late:?}")))
     }
 
     /// Waits for answers and deliveries: until the expected ones came and then for [`QUIET`], or for [`LIMIT`].
@@ -205,11 +224,13 @@ impl<'a> Matrix<'a> {
 }
 
 impl Clients {
-    /// Opens the sockets of one station, on its namespace's thread, and sends its probes.
-    fn send(&mut self, from: &Station, all: &[Station], probes: &[Probe], mut id: u16) -> io::Result<()> {
+    /// Opens the sockets of one station, on its namespace's thread, and sends its probes from ports (and
+    /// echo ids) from `port` on. Returns the first one that is still free.
+    fn send(&mut self, from: &Station, all: &[Station], probes: &[Probe], mut port: u16) -> io::Result<u16> {
         for family in Family::BOTH {
             let own = from.ip(family);
-            let udp = UdpSocket::bind((own, 0))?;
+            let udp = UdpSocket::bind((own, port))?;
+            let udp_port = port;
             udp.set_nonblocking(true)?;
             let raw = Raw::open_here(own)?;
             let protocol = if own.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
@@ -217,42 +238,30 @@ impl Clients {
             icmp.set_nonblocking(true)?;
             for probe in probes.iter().filter(|p| p.family == family) {
                 let to = all[probe.to].ip(family);
-                let sport = match probe.proto {
+                port = port.checked_add(1).ok_or_else(|| io::Error::other("no source port is left"))?;
+                match probe.proto {
                     Proto::Tcp => {
-                        let (fd, sport) = start_tcp((to, probe.port).into())?;
+                        let fd = start_tcp((own, port).into(), (to, probe.port).into())?;
                         self.tcp.push(Client { fd, probe: *probe });
-                        sport
                     }
-                    Proto::Udp => {
-                        udp.send_to(b"probe", (to, probe.port))?;
-                        udp.local_addr()?.port()
-                    }
+                    Proto::Udp => drop(udp.send_to(b"probe", (to, probe.port))?),
                     Proto::Sctp => {
-                        raw.send(
-                            to,
-                            Init {
-                                ack: false,
-                                sport: id,
-                                dport: probe.port,
-                                tag: 0x1000_0000 | u32::from(id),
-                            },
-                        )?;
-                        id
+                        raw.send(to, Init { ack: false, sport: port, dport: probe.port, tag: 7 })?;
                     }
                     Proto::Icmp => {
-                        let request = super::icmp::echo_request(to.is_ipv4(), id, 1, b"who reaches whom");
+                        let request = super::icmp::echo_request(to.is_ipv4(), port, 1, b"who reaches whom");
                         icmp.send_to(&request, SocketAddr::new(to, 0))?;
-                        id
                     }
-                };
-                id = id.wrapping_add(1).max(1);
+                }
+                let sport = if probe.proto == Proto::Udp { udp_port } else { port };
                 self.sent.insert((probe.proto.number(family), own, sport, to, probe.port), *probe);
             }
+            port += 1;
             self.udp.push(udp);
             self.raw.push(raw);
             self.icmp.push(icmp);
         }
-        Ok(())
+        Ok(port)
     }
 
     /// Takes all answers that are there.
@@ -305,21 +314,15 @@ impl Clients {
     }
 }
 
-/// Starts to connect and returns the socket with its port. It is closed by a reset: nothing is left waiting.
-fn start_tcp(to: SocketAddr) -> io::Result<(OwnedFd, u16)> {
+/// Starts to connect. The socket is closed by a reset: nothing is left waiting.
+fn start_tcp(own: SocketAddr, to: SocketAddr) -> io::Result<OwnedFd> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Stream, flags, None)?;
     setsockopt(&fd, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(own))?;
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
-        Ok(()) | Err(nix::Error::EINPROGRESS) => {}
-        Err(e) => return Err(e.into()),
+        Ok(()) | Err(nix::Error::EINPROGRESS) => Ok(fd),
+        Err(e) => Err(e.into()),
     }
-    let own: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    let port = own
-        .as_sockaddr_in()
-        .map(nix::sys::socket::SockaddrIn::port)
-        .or_else(|| own.as_sockaddr_in6().map(nix::sys::socket::SockaddrIn6::port))
-        .ok_or_else(|| io::Error::other("a socket without a port"))?;
-    Ok((fd, port))
 }
