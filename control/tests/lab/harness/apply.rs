@@ -18,7 +18,11 @@ const GRACE: Duration = Duration::from_millis(150);
 impl Lab {
     /// Writes `objects` to one file of the folder and waits until every daemon acts on them.
     pub(crate) fn apply(&self, file: &str, objects: &[Value]) {
-        self.change(|| self.manifests.write(file, &yaml(objects)));
+        let text = yaml(objects);
+        // Nothing is read again when nothing has changed.
+        if std::fs::read_to_string(self.manifests.dir().join(file)).ok().as_ref() != Some(&text) {
+            self.change(|| self.manifests.write(file, &text));
+        }
     }
 
     /// Removes a file of the folder and waits until every daemon acts on that.

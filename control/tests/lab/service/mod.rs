@@ -116,8 +116,9 @@ pub(crate) fn shares(
 ) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for i in 0..count {
-        for answer in [named::ask_tcp(client, to), named::ask_udp(client, to)] {
-            let answer = answer.unwrap_or_else(|e| panic!("{} to {to}, number {i}: {e}", client.name()));
+        for (protocol, answer) in [("TCP", named::ask_tcp(client, to)), ("UDP", named::ask_udp(client, to))] {
+            let answer =
+                answer.unwrap_or_else(|e| panic!("{protocol}, {} to {to}, number {i}: {e}", client.name()));
             check(&answer);
             *shares.entry(answer.name).or_default() += 1;
         }
