@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fastpath::engine::{Engine, EngineError};
 use fastpath::io::frame::HEADROOM;
-use fastpath::io::xsk::{self, OpenConfig, Umem, XskError};
+use fastpath::io::xsk::{self, OpenConfig, Umem, XskError, XskPort};
 use fastpath::packet::{Mac, PortId};
 use fastpath::snapshot::PortRole;
 use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
@@ -28,6 +28,14 @@ pub struct Wanted {
     pub peer_mac: Option<Mac>,
     /// The pod's network namespace, where the manifest names it.
     pub netns: Option<std::path::PathBuf>,
+}
+
+impl Wanted {
+    /// Whether a port that was attached for `old` can go on for this: to attach it again costs packets, and leaves the
+    /// device without its program for a moment.
+    fn keeps(&self, old: &Self) -> bool {
+        (self.role, &self.netns) == (old.role, &old.netns)
+    }
 }
 
 /// Why a device did not become a port.
@@ -81,6 +89,17 @@ pub struct Attached {
     /// What the device could not be given; the dataplane works without.
     pub notes: Vec<String>,
     prepared: Vec<Prepared>,
+}
+
+impl Attached {
+    /// Goes on for another pod, or for one of which something else is known now.
+    fn take_on(&mut self, wanted: &Wanted) {
+        if self.wanted != *wanted {
+            self.port.pod.clone_from(&wanted.pod);
+            self.port.peer_mac = wanted.peer_mac;
+            self.wanted = wanted.clone();
+        }
+    }
 }
 
 /// How devices are attached.
@@ -157,7 +176,7 @@ impl Attacher {
             .values()
             .filter(|a| {
                 let link = view.links.get(&a.port.ifindex).filter(|l| *l.name == *a.port.name);
-                link.is_none() || wanted.get(&*a.port.name) != Some(&a.wanted)
+                link.is_none() || !wanted.get(&*a.port.name).is_some_and(|w| w.keeps(&a.wanted))
             })
             .map(|a| Arc::clone(&a.port.name))
             .collect();
@@ -168,7 +187,10 @@ impl Attacher {
         }
         for (name, wanted) in wanted {
             match self.attached.get_mut(name.as_str()) {
-                Some(attached) => follow(attached, view),
+                Some(attached) => {
+                    attached.take_on(wanted);
+                    follow(attached, view);
+                }
                 None => {
                     if let Err(e) = self.attach(name, wanted, view) {
                         problems.push((name.clone(), e));
@@ -246,7 +268,6 @@ impl Attacher {
         let role = if wanted.role == PortRole::Uplink { Role::Uplink } else { Role::Endpoint };
         let queues = self.prepare(link, wanted, self.config.mode == ModeRequest::Generic, parts)?;
         parts.zero_copy = true;
-        let mut ports = Vec::new();
         let mut sockets = Vec::new();
         for queue in 0..queues {
             let mut config = OpenConfig { ifname: link.name.clone(), queue, ..self.config.socket.clone() };
@@ -254,18 +275,24 @@ impl Attacher {
                 // A veth only copies: no attempt at zero copy on memory of its own.
                 config.mode = xsk::Mode::Copy;
             }
+            if wanted.role != PortRole::Pod {
+                // There is one for all pods: its first burst is none that it could grow with.
+                config.fill_start = config.rx_ring;
+            }
             let port = self.umem.open(&config)?;
+            parts.zero_copy &= port.zero_copy();
+            let socket = port.fd().try_clone_to_owned();
+            parts.ports.push_back(port);
             let failed =
                 |source| XskError::Open { ifname: config.ifname.clone(), queue, mode: config.mode, source };
-            sockets.push(port.fd().try_clone_to_owned().map_err(failed)?);
-            parts.zero_copy &= port.zero_copy();
-            ports.push(port);
+            sockets.push(socket.map_err(failed)?);
         }
         // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
         // as workers, each worker has one of its own to send by.
         let workers = self.engine.workers();
-        let owners = (0..ports.len()).map(|queue| (usize::from(id.0) + queue) % workers);
-        for ((queue, port), worker) in (0u16..).zip(ports).zip(owners) {
+        while let Some(port) = parts.ports.pop_front() {
+            let queue = u16::try_from(parts.queues.len()).unwrap_or(u16::MAX);
+            let worker = (usize::from(id.0) + usize::from(queue)) % workers;
             // First, so that the port is taken back also when the worker takes it late.
             parts.queues.push(u16::try_from(worker).unwrap_or(0));
             self.engine.add_port(worker, id, queue, Box::new(port))?;
@@ -313,6 +340,14 @@ impl Attacher {
         let mut result = detached.map_err(AttachError::from);
         for (queue, worker) in (0u16..).zip(&port.queues) {
             let removed = self.engine.remove_port(usize::from(*worker), port.id, queue);
+            if let Ok(Some(lost @ 1..)) = removed {
+                tracing::warn!(
+                    device = name,
+                    queue,
+                    lost,
+                    "the device keeps frames: their memory is not used again"
+                );
+            }
             result = result.and(removed.map(drop).map_err(AttachError::from));
         }
         // Only now: a driver takes settings back that it refuses under a program or a socket.
@@ -328,6 +363,9 @@ impl Attacher {
         let _ = self.redirect.detach(ifindex);
         for (queue, worker) in (0u16..).zip(&parts.queues) {
             let _ = self.engine.remove_port(usize::from(*worker), id, queue);
+        }
+        for port in parts.ports {
+            self.engine.close_port(Box::new(port));
         }
         for prepared in &parts.prepared {
             let _ = self.preparer.restore(prepared);
@@ -382,6 +420,9 @@ pub fn max_mtu(frame_size: u32) -> u32 {
 #[derive(Debug, Default)]
 struct Parts {
     prepared: Vec<Prepared>,
+    /// Sockets that no worker has yet.
+    ports: VecDeque<XskPort>,
+    /// Workers that have a queue, by queue.
     queues: Vec<u16>,
     zero_copy: bool,
 }

@@ -201,10 +201,11 @@ impl Daemon {
         dirty
     }
 
-    /// Whether attachment and the first snapshot are complete and in force on every worker.
+    /// Whether this node forwards: it is known, has an uplink, and every worker goes by the newest snapshot. What is
+    /// wrong with single pods or objects is `degraded`, and does not make the others wait.
     fn ready(&self) -> bool {
         self.synced.is_some()
-            && self.attach_problems.is_empty()
+            && self.attacher.attached().any(|a| a.port.role == PortRole::Uplink)
             && self.snapshot.generation > 0
             && self.attacher.engine.acked() >= self.snapshot.generation
             && self.update.model.nodes.contains_key(&self.node)

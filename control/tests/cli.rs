@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -109,10 +111,13 @@ fn a_daemon_started_asked_and_stopped() {
     };
     std::fs::write(manifests.join("p.yaml"), pod("10.0.0.1")).expect("write");
     let state = dir.0.join("state").to_string_lossy().into_owned();
+    // Nothing of a daemon that may run on this machine is touched.
+    let pins = Folder(PathBuf::from(format!("/sys/fs/bpf/fastpath-cli-{}", std::process::id())));
     let config = dir.file(
         "c.toml",
         &format!(
-            "[node]\nname = \"n1\"\n[daemon]\nstate_dir = \"{state}\"\n[uplink]\ninterfaces = [\"fp-none\"]\n[source]\npath = \"{}\"\n",
+            "[node]\nname = \"n1\"\n[daemon]\nstate_dir = \"{state}\"\n[xdp]\npin_dir = \"{}\"\n[uplink]\ninterfaces = [\"fp-none\"]\n[source]\npath = \"{}\"\n",
+            pins.0.display(),
             manifests.display()
         ),
     );
@@ -141,6 +146,19 @@ fn a_daemon_started_asked_and_stopped() {
     assert!(status["problems"][0]["origin"].as_str().expect("origin").ends_with("p.yaml:5"), "{status}");
     assert_eq!(ask(&["show", "endpoints"]).1[0]["addresses"][0], "10.0.0.2");
     assert_eq!(ask(&["version"]).1["daemon"]["protocol"], 1);
+    // A question that is none is told from one about what is not there; the command line does not even send it.
+    let explain = |from: &str| {
+        let mut socket = UnixStream::connect(Path::new(&state).join("fastpath.sock")).expect("connect");
+        let to = r#""to":"192.0.2.1","proto":"tcp","dport":1"#;
+        writeln!(socket, r#"{{"version":1,"request":"explain","from":"{from}",{to}}}"#).expect("send");
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line).expect("reply");
+        serde_json::from_str::<serde_json::Value>(&line).expect("JSON")["error"]["code"].clone()
+    };
+    assert_eq!(
+        (explain("no/such/thing"), explain("default/nobody")),
+        ("bad-request".into(), "not-found".into())
+    );
     // A second one in the same state folder is refused.
     let second = start().wait_with_output().expect("wait");
     assert_eq!(second.status.code(), Some(1));
@@ -151,6 +169,7 @@ fn a_daemon_started_asked_and_stopped() {
     let status = daemon.0.wait().expect("wait");
     assert_eq!(status.code(), Some(0));
     assert!(!Path::new(&state).join("fastpath.sock").exists());
+    assert!(!pins.0.exists(), "pins are left");
 }
 
 fn pid(child: &Child) -> nix::unistd::Pid {

@@ -211,7 +211,7 @@ impl Engine {
     ///
     /// # Errors
     /// When there is no such worker or it does not answer. In the latter case it may take the port yet: call
-    /// [`Engine::remove_port`].
+    /// [`Engine::remove_port`]. A port that no worker has taken is closed.
     pub fn add_port(
         &self,
         worker: usize,
@@ -219,20 +219,28 @@ impl Engine {
         queue: u16,
         port: Box<dyn Port>,
     ) -> Result<(), EngineError> {
+        if self.mailbox(worker).is_err() {
+            self.close_port(port);
+            return Err(EngineError::NoSuchWorker { worker });
+        }
         self.ask(worker, Command::Add { id, queue, port }).map(drop)
     }
 
-    /// Takes a port's queue from a worker and closes it; `false` when the worker did not have it.
+    /// Closes a port that no worker has; its frames go to the workers, but for those that its device may be reading
+    /// still ([`Port::close`]): their number. Closing a socket can wait for the kernel, so no worker does it.
+    pub fn close_port(&self, port: Box<dyn Port>) -> usize {
+        port.close(&mut Pool::new(Vec::new(), Arc::clone(&self.exchange)))
+    }
+
+    /// Takes a port's queue from a worker and closes it; `None` when the worker did not have it, else what
+    /// [`Engine::close_port`] says.
     ///
     /// # Errors
     /// When there is no such worker or it does not answer.
-    pub fn remove_port(&self, worker: usize, id: PortId, queue: u16) -> Result<bool, EngineError> {
+    pub fn remove_port(&self, worker: usize, id: PortId, queue: u16) -> Result<Option<usize>, EngineError> {
         match self.ask(worker, Command::Remove { id, queue })? {
-            Answer::Removed(port) => {
-                self.close(port);
-                Ok(true)
-            }
-            Answer::NotHere | Answer::Added | Answer::Report(_) => Ok(false),
+            Answer::Removed(port) => Ok(Some(self.close_port(port))),
+            Answer::NotHere | Answer::Added | Answer::Report(_) => Ok(None),
         }
     }
 
@@ -254,22 +262,24 @@ impl Engine {
         self.peers.get(worker).ok_or(EngineError::NoSuchWorker { worker })
     }
 
-    /// Closing a socket can wait for the kernel, so it happens here and its frames go round by the exchange.
-    fn close(&self, port: Box<dyn Port>) {
-        port.close(&mut Pool::new(Vec::new(), Arc::clone(&self.exchange)));
-    }
-
     fn ask(&self, worker: usize, command: Command) -> Result<Answer, EngineError> {
         let mailbox = self.mailbox(worker)?;
         let ticket: Ticket = self.next_ticket.fetch_add(1, Relaxed);
-        mailbox.commands.push((ticket, command)).map_err(|_| EngineError::Silent { worker })?;
+        if let Err((_, refused)) = mailbox.commands.push((ticket, command)) {
+            if let Command::Add { port, .. } = refused {
+                self.close_port(port);
+            }
+            return Err(EngineError::Silent { worker });
+        }
         mailbox.ring();
         let asked = self.clock.now();
         loop {
             match mailbox.answers.pop() {
                 Some((of, answer)) if of == ticket => return Ok(answer),
                 // To a question that was given up: nobody else has the port now.
-                Some((_, Answer::Removed(port))) => self.close(port),
+                Some((_, Answer::Removed(port))) => {
+                    self.close_port(port);
+                }
                 Some(_) => {}
                 None if self.clock.now().duration_since(asked) > ANSWER_WITHIN => {
                     return Err(EngineError::Silent { worker });
@@ -411,9 +421,9 @@ mod tests {
         engine.add_port(1, PortId(7), 0, Box::new(port)).unwrap();
         let reports = engine.port_reports(8).unwrap();
         assert_eq!(reports.iter().map(|r| (r.id, r.worker)).collect::<Vec<_>>(), [(PortId(7), 1)]);
-        assert!(!engine.remove_port(0, PortId(7), 0).unwrap());
-        assert!(engine.remove_port(1, PortId(7), 0).unwrap());
-        assert!(!engine.remove_port(1, PortId(7), 0).unwrap());
+        assert_eq!(engine.remove_port(0, PortId(7), 0).unwrap(), None);
+        assert_eq!(engine.remove_port(1, PortId(7), 0).unwrap(), Some(0));
+        assert_eq!(engine.remove_port(1, PortId(7), 0).unwrap(), None);
         assert!(matches!(engine.remove_port(2, PortId(7), 0), Err(EngineError::NoSuchWorker { worker: 2 })));
     }
 
@@ -429,7 +439,7 @@ mod tests {
         let (port, _) = MemPort::new(4);
         engine.add_port(0, PortId(1), 0, Box::new(port)).unwrap();
         assert_eq!(engine.port_reports(8).unwrap().len(), 1);
-        assert!(engine.remove_port(0, PortId(1), 0).unwrap());
+        assert_eq!(engine.remove_port(0, PortId(1), 0).unwrap(), Some(0));
         assert_eq!(engine.exchange.len(), 3, "the frames of the port that came late");
     }
 }

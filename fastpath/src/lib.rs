@@ -1,8 +1,8 @@
 //! The packet path of the fastpath dataplane: bytes in, bytes out.
 //!
 //! ```text
-//!  rx ─► parse ─► decap ─► source ─► flow ──hit───────────────► rewrite ─► encap ─► neighbor ─► tx
-//!                                     └─miss─► route ─(install flow)─┘
+//!  rx ─► parse ─► decap ─► source ─┬──────────────► flow ──hit───────────────► rewrite ─► encap ─► neighbor ─► tx
+//!                                  └─► fragment ──┘ └─miss─► service ─► policy ─► snat ─► route ─(install flow)─┘
 //!        punt (ARP, NDP, not ours)        icmp (TTL, too big, unreachable)        drop(reason)
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! | [`packet`] | per-packet metadata, addresses, flow keys |
 //! | [`graph`] | the vector of packets, the order of the nodes, drop reasons, runtime counters |
 //! | [`nodes`] | one file per graph node |
-//! | [`tables`] | flow table, longest-prefix match |
+//! | [`tables`] | flow table, services, policies, fragments, longest-prefix match |
 //! | [`snapshot`] | what the control thread publishes: immutable tables of one generation |
 //! | [`worker`] | the pinned loop: rx, graph, tx, sleep |
 //! | [`engine`] | starts workers, publishes snapshots, moves ports |

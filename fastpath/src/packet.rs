@@ -263,8 +263,6 @@ pub struct Meta {
     pub tunnel: u16,
     /// Index of the next hop the frame leaves by, `NO_INDEX` if none.
     pub next_hop: u16,
-    /// MTU of the IP packet on its way out, 0 before `rewrite`.
-    pub mtu: u16,
     /// IP protocol after extension headers.
     pub proto: u8,
     /// Bits of [`flags`].
@@ -298,10 +296,8 @@ pub mod flags {
     pub const DF: u8 = 1 << 2;
     /// ICMP error: the flow key is that of the quoted packet, reversed.
     pub const ICMP_ERROR: u8 = 1 << 3;
-    /// Made on this node (an ICMP error): no flow lookup.
-    pub const LOCAL_ORIGIN: u8 = 1 << 4;
     /// Later fragment (offset above zero): no transport header.
-    pub const LATER_FRAGMENT: u8 = 1 << 5;
+    pub const LATER_FRAGMENT: u8 = 1 << 4;
 }
 
 impl Default for Meta {
@@ -315,7 +311,6 @@ impl Default for Meta {
             l3_len: 0,
             tunnel: NO_INDEX,
             next_hop: NO_INDEX,
-            mtu: 0,
             proto: 0,
             flags: 0,
             tcp_flags: 0,

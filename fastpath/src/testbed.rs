@@ -10,8 +10,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::graph::DropReason;
-use crate::io::Pool;
 use crate::io::mem::{MemHandle, MemPort};
+use crate::io::{Frame, Pool};
 use crate::packet::{Ip, Mac, NO_INDEX, PortId};
 use crate::snapshot::{
     GATEWAY_MAC, NextHop, NodeInfo, PortInfo, PortRole, Route, Settings, Snapshot, Snat, Tunnel,
@@ -212,6 +212,11 @@ impl Bed {
         out
     }
 
+    /// Frames that are free: all of them, when no packet is under way or held.
+    pub fn free_frames(&mut self) -> usize {
+        [self.worker.pool(), &mut self.injector].into_iter().map(count).sum()
+    }
+
     /// Moves the clock.
     pub fn advance(&self, time: Duration) {
         self.clock.increment(time);
@@ -233,6 +238,13 @@ impl Bed {
         };
         DropReason::ALL.iter().map(|r| (*r, count(r))).filter(|(_, n)| *n > 0).collect()
     }
+}
+
+fn count(pool: &mut Pool) -> usize {
+    let all: Vec<Frame> = core::iter::from_fn(|| pool.get()).collect();
+    let len = all.len();
+    all.into_iter().for_each(|frame| pool.put(frame));
+    len
 }
 
 /// A frame as pod `n` of `node` sends it.

@@ -280,6 +280,8 @@ impl Worker {
             let busy = self.pass();
             self.rest(busy);
         }
+        let pool = &mut self.pool;
+        self.graph.release(|frame| pool.put(frame));
         while let Some(local) = self.ports.pop() {
             local.port.close(&mut self.pool);
         }
@@ -294,12 +296,13 @@ impl Worker {
         mailbox.stats.beat.store(now.0, Relaxed);
 
         let mut busy = self.obey(mailbox);
-        busy |= self.receive(&mailbox.stats);
+        busy |= self.receive(&mailbox.stats, now);
         busy |= self.forward(mailbox, now);
         busy |= self.adopt(mailbox);
         self.transmit(&mailbox.stats);
         for local in &mut self.ports {
-            local.port.refill(&mut self.pool);
+            // No event tells when a device takes more: the worker stays awake for what is not sent yet.
+            busy |= local.port.refill(&mut self.pool);
         }
         self.sweep(&mailbox.stats, now);
         mailbox.stats.frames_free.store(self.pool.available() as u64, Relaxed);
@@ -369,14 +372,15 @@ impl Worker {
         self.ports.iter().position(|l| l.id == id && queue.is_none_or(|q| q == l.queue))
     }
 
-    /// Fills the vector from the ports in turn.
-    fn receive(&mut self, stats: &WorkerStats) -> bool {
+    /// Fills the vector from the ports in turn, up to what the graph needs for packets it has held back.
+    fn receive(&mut self, stats: &WorkerStats, now: Millis) -> bool {
         let start = self.clock.raw();
         let count = self.ports.len();
         // Without room for all, the ones that had no turn come first in the next pass.
         let mut served = 1;
+        let most = VECTOR - self.graph.backlog(now).min(VECTOR / 2);
         for n in 0..count {
-            let room = VECTOR - self.packets.len();
+            let room = most.saturating_sub(self.packets.len());
             if room == 0 {
                 served = n;
                 break;
@@ -405,7 +409,7 @@ impl Worker {
     fn forward(&mut self, mailbox: &Mailbox, now: Millis) -> bool {
         let snap = self.snapshots.load();
         mailbox.stats.acked.store(snap.generation, Release);
-        if self.packets.is_empty() {
+        if self.packets.is_empty() && self.graph.due(now) != Some(0) {
             return false;
         }
         let mut cx = Context {
@@ -475,13 +479,14 @@ impl Worker {
         for local in self.ports.iter_mut().filter(|l| !l.out.is_empty()) {
             for _ in 0..TX_TRIES {
                 sent += local.port.tx(&mut local.out) as u64;
-                if local.out.is_empty() {
+                if local.out.is_empty() || !local.port.up() {
                     break;
                 }
                 local.port.refill(&mut self.pool);
             }
+            let reason = if local.port.up() { DropReason::TxRingFull } else { DropReason::LinkDown };
             for frame in local.out.drain(..) {
-                count_drop(stats, DropReason::TxRingFull);
+                count_drop(stats, reason);
                 self.pool.put(frame);
             }
         }
@@ -527,6 +532,8 @@ impl Worker {
         // Looked at again after `sleeping` is seen by everybody: what came before needs no wake-up.
         if mailbox.commands.is_empty() && mailbox.handoffs.is_empty() {
             mailbox.stats.sleeps.add(1);
+            let due = self.graph.due(self.now()).map(|ms| Duration::from_millis(ms.into()));
+            let sleep = due.map_or(sleep, |due| due.min(sleep));
             let timeout = rustix::time::Timespec {
                 tv_sec: sleep.as_secs().cast_signed(),
                 tv_nsec: i64::from(sleep.subsec_nanos()),

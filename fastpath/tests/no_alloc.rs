@@ -6,13 +6,14 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use fastpath::graph::DropReason;
 use fastpath::io::mem::MemPort;
 use fastpath::io::{Frame, Pool};
 use fastpath::packet::PortId;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath::testbed::{PODS, Underlay, from_pod, pod, pod_port, snapshot};
 use fastpath::wire::tcp;
-use fastpath::wire::testgen::Spec;
+use fastpath::wire::testgen::{Spec, refresh_ipv4_checksum};
 use fastpath::worker::Worker;
 
 struct Counting;
@@ -46,7 +47,7 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn a_warm_worker_allocates_nothing() {
     let snap = snapshot(1, Underlay { encap: true, outer_v6: false });
-    let (clock, _) = quanta::Clock::mock();
+    let (clock, time) = quanta::Clock::mock();
     let flow = FlowConfig { entries_v4: 4096, entries_v6: 4096, timeouts: Timeouts::default(), seed: 7 };
     let tables = std::sync::Arc::new(arc_swap::ArcSwap::from_pointee(snap));
     let mut worker = Worker::alone(Pool::in_memory(2048, 2048), &flow, tables, clock).unwrap();
@@ -72,10 +73,29 @@ fn a_warm_worker_allocates_nothing() {
             expired,
         ];
         frames.extend(kinds.into_iter().map(|s| (usize::from(pod_port(1).0), from_pod(1, 1, s))));
+        // Fragments: in order, before their first one, overlapping, and without it.
+        for (dport, places) in [
+            (60u16, &[(0u16, true), (4, true), (8, false)][..]),
+            (61, &[(8, false), (0, true), (4, true)]),
+            (62, &[(4, true), (0, true), (3, false)]),
+            (63, &[(4, false)]),
+        ] {
+            for (offset, more) in places {
+                let payload = vec![0u8; if *offset == 0 { 24 } else { 32 }];
+                let mut spec = Spec::udp(here, pod(v6, 2, 1), 1000, dport).with_payload(payload);
+                spec.fragment = Some((*offset, *more));
+                let mut frame = from_pod(1, 1, spec);
+                frame[if v6 { 61 } else { 19 }] = u8::try_from(dport + 4 * n).unwrap();
+                if !v6 {
+                    refresh_ipv4_checksum(&mut frame);
+                }
+                frames.push((usize::from(pod_port(1).0), frame));
+            }
+        }
         frames.push((usize::from(pod_port(2).0), vec![0xff; 20]));
     }
-    let mut injector: Vec<Frame> = Vec::with_capacity(512);
-    let mut spare = Pool::in_memory(512, 2048);
+    let mut injector: Vec<Frame> = Vec::with_capacity(1024);
+    let mut spare = Pool::in_memory(1024, 2048);
     while let Some(frame) = spare.get() {
         injector.push(frame);
     }
@@ -85,6 +105,8 @@ fn a_warm_worker_allocates_nothing() {
             assert!(frame.fill(bytes));
             assert!(wires[*port].inject(frame).is_ok());
         }
+        // What was held in the last round is given up in this one.
+        time.increment(std::time::Duration::from_secs(2));
         let before = CALLS.load(Relaxed);
         while worker.pass() {}
         let during = CALLS.load(Relaxed) - before;
@@ -95,7 +117,7 @@ fn a_warm_worker_allocates_nothing() {
                 sent += 1;
             }
         }
-        while injector.len() < 400 {
+        while injector.len() < 600 {
             injector.push(worker.pool().get().unwrap());
         }
         (during, sent)
@@ -106,4 +128,6 @@ fn a_warm_worker_allocates_nothing() {
         assert!(sent >= 24 * 2, "the packets must have gone through: {sent}");
         assert_eq!(allocations, 0);
     }
+    let drops = |reason: DropReason| worker.stats().unwrap().drops[reason as usize].get();
+    assert!(drops(DropReason::FragmentUnmatched) >= 24 && drops(DropReason::FragmentOverlap) >= 24);
 }

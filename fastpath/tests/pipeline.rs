@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastpath::graph::{DropReason, Event};
+use fastpath::io::{Frame, Pool, Port, PortStats};
 use fastpath::packet::{Ip, Mac, PortId, proto};
 use fastpath::snapshot::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Route};
 use fastpath::tables::Prefix;
@@ -550,6 +551,65 @@ fn saturated_ports_are_served_evenly() {
     assert_eq!(got.values().copied().collect::<Vec<_>>(), [usize::from(EACH); 5]);
 }
 
+/// A port whose device takes nothing: down, or with `waiting` calls until it has sent what it has.
+struct Stuck {
+    up: bool,
+    waiting: u32,
+}
+
+impl Port for Stuck {
+    fn rx(&mut self, _: &mut Vec<Frame>, _: usize) -> usize {
+        0
+    }
+
+    fn tx(&mut self, _: &mut Vec<Frame>) -> usize {
+        0
+    }
+
+    fn refill(&mut self, _: &mut Pool) -> bool {
+        self.waiting = self.waiting.saturating_sub(1);
+        self.waiting > 0
+    }
+
+    fn up(&self) -> bool {
+        self.up
+    }
+
+    fn wake(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+
+    fn stats(&self) -> PortStats {
+        PortStats::default()
+    }
+
+    fn close(self: Box<Self>, _: &mut Pool) -> usize {
+        0
+    }
+}
+
+#[test]
+fn what_a_device_does_not_take_is_dropped_by_name() {
+    for (up, reason) in [(true, DropReason::TxRingFull), (false, DropReason::LinkDown)] {
+        let mut bed = Bed::new(snapshot(1, VXLAN4));
+        let free = bed.worker.pool().available();
+        // The last queue given to a worker is the one it sends by.
+        bed.worker.add_port(pod_port(2), 1, Box::new(Stuck { up, waiting: 0 }));
+        bed.send(pod_port(1), &from_pod(1, 1, Spec::udp(pod(false, 1, 1), pod(false, 1, 2), 1, 2)));
+        assert_eq!(bed.run(), []);
+        assert_eq!(bed.drops(), [(reason, 1)].into());
+        assert!(bed.worker.pool().available() >= free);
+    }
+}
+
+#[test]
+fn a_worker_stays_awake_for_what_is_not_sent_yet() {
+    let mut bed = Bed::new(snapshot(1, VXLAN4));
+    assert!(!bed.worker.pass());
+    bed.worker.add_port(pod_port(2), 1, Box::new(Stuck { up: true, waiting: 5 }));
+    assert_eq!((0..10).map(|_| bed.worker.pass()).filter(|busy| *busy).count(), 4);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -557,11 +617,15 @@ proptest! {
     #[test]
     fn every_frame_is_accounted_for(frames in prop::collection::vec((0u16..=u16::from(PODS), mutated()), 1..64)) {
         let mut bed = Bed::new(snapshot(1, VXLAN4));
+        let free = bed.free_frames();
         let mut sent = 0u64;
         for (port, frame) in &frames {
             sent += u64::from(bed.send(PortId(*port), frame));
         }
-        let got = bed.run();
+        let mut got = bed.run();
+        // Fragments are held until it is clear that their first one does not come.
+        bed.advance(Duration::from_secs(2));
+        got.extend(bed.run());
         for (_, frame) in &got {
             prop_assert!(frame.len() >= 14);
             if frame[12..14] == [8, 0] {
@@ -573,5 +637,6 @@ proptest! {
         let limited = bed.drops().get(&DropReason::IcmpRateLimited).copied().unwrap_or(0);
         // A dropped packet that was answered left as its answer.
         prop_assert_eq!(sent, got.len() as u64 + dropped - errors - limited);
+        prop_assert_eq!(bed.free_frames(), free);
     }
 }

@@ -71,6 +71,8 @@ pub struct Counter {
     pub name: &'static str,
     /// One line for `--help`, metrics and documentation.
     pub help: &'static str,
+    /// Whether these frames were dropped.
+    pub dropped: bool,
     /// Frames.
     pub value: u64,
 }
@@ -290,7 +292,8 @@ impl Redirect {
             for (outcome, programs, name, help) in OUTCOMES {
                 if programs.contains(&index) {
                     let value = cpus.iter().filter_map(|cpu| cpu.get(outcome as usize)).sum();
-                    counters.push(Counter { program, name, help, value });
+                    let dropped = is_drop(outcome, index);
+                    counters.push(Counter { program, name, help, dropped, value });
                 }
             }
         }
@@ -323,6 +326,15 @@ fn gone_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), XdpError>
             Ok(())
         }
         Err(source) => Err(XdpError::Map { what: "unregister an AF_XDP socket", source }),
+    }
+}
+
+/// Whether the program drops the frames it counts so.
+fn is_drop(outcome: Outcome, program: u32) -> bool {
+    match outcome {
+        Outcome::DroppedVlan0 | Outcome::StaleDropped | Outcome::NoSocketDropped => true,
+        Outcome::Malformed => program == PROGRAM_ENDPOINT,
+        _ => false,
     }
 }
 

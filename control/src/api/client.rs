@@ -34,6 +34,12 @@ pub enum ClientError {
         #[source]
         source: std::io::Error,
     },
+    /// The socket is there, and its owner's only.
+    #[error("permission denied at {}: only root may ask the daemon (sudo fastpath …)", path.display())]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The daemon refused.
     #[error("{0}")]
     Refused(#[from] ApiError),
@@ -46,10 +52,13 @@ impl Client {
     /// Connects to the daemon's socket.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`].
+    /// [`ClientError::Unreachable`], [`ClientError::Denied`].
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let unreachable = |source| ClientError::Unreachable { path: path.to_path_buf(), source };
-        let stream = UnixStream::connect(path).map_err(unreachable)?;
+        let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::PermissionDenied => ClientError::Denied { path: path.to_path_buf() },
+            _ => unreachable(source),
+        })?;
         stream.set_read_timeout(Some(WAIT)).map_err(unreachable)?;
         stream.set_write_timeout(Some(WAIT)).map_err(unreachable)?;
         Ok(Self { path: path.to_path_buf(), stream: BufReader::new(stream) })

@@ -69,7 +69,7 @@ pub enum Request {
     Neighbors,
     /// Drops by reason: [`Vec`] of [`types::Drop`].
     Drops,
-    /// Counters of the ports: [`Vec`] of [`types::PortRow`].
+    /// Counters of the ports and the XDP programs: [`types::Ports`].
     Ports,
     /// Counters of the graph's nodes: [`types::Runtime`].
     Runtime,

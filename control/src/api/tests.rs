@@ -221,6 +221,22 @@ fn what_a_dead_daemon_left_is_replaced() {
 }
 
 #[test]
+fn who_may_not_ask_is_told_so() {
+    let server = Server::start();
+    let socket = server.socket();
+    // Root may everything until it is somebody else; somebody else may nothing on a socket of mode 0.
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0)).expect("chmod");
+    let refused = std::thread::spawn(move || {
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+        Client::connect(&socket).map(drop)
+    });
+    match refused.join().expect("thread") {
+        Err(e @ ClientError::Denied { .. }) => assert!(e.to_string().contains("only root may"), "{e}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn socket_errors_name_the_path() {
     let long = std::env::temp_dir().join("x".repeat(120));
     let mut instance = Instance::acquire(&long).expect("folder");

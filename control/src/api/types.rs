@@ -39,7 +39,8 @@ pub struct Status {
     pub generation: u32,
     /// Newest generation that every worker has acknowledged.
     pub acked_generation: u32,
-    /// Sockets are attached and the first full snapshot is acknowledged by every worker.
+    /// The node is known and has an uplink attached, and every worker has acknowledged the newest snapshot. What is
+    /// wrong with single pods or objects is in `degraded`.
     pub ready: bool,
     /// When the source was last read in full; `None` before the first time.
     pub last_sync: Option<Sync>,
@@ -49,7 +50,8 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     /// Workers.
     pub workers: Vec<WorkerStatus>,
-    /// What does not work as it should, one sentence each; empty when all is well.
+    /// What does not work as it should, one sentence each; empty when all is well. Errors of the source count, by one
+    /// sentence; `problems` has each.
     pub degraded: Vec<String>,
 }
 
@@ -112,6 +114,9 @@ pub struct PortStatus {
     pub workers: Vec<u32>,
     /// `up`, or why it is not.
     pub state: String,
+    /// What the device could not be given; the dataplane works without.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// How a worker is.
@@ -245,7 +250,7 @@ pub struct Flows {
 pub struct RouteRow {
     /// Destination.
     pub prefix: String,
-    /// `endpoint`, `tunnel`, `direct`, `host` or `no-endpoint`.
+    /// `endpoint`, `tunnel`, `direct`, `host`, `no-endpoint` or `unreachable`.
     pub kind: String,
     /// Next hop or remote VTEP.
     pub via: Option<IpAddr>,
@@ -268,7 +273,7 @@ pub struct Neighbor {
     pub state: String,
 }
 
-/// Drops of one reason.
+/// Drops of one reason: by the graph, or, where the name begins with `xdp_`, by an XDP program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drop {
     /// Name of the reason.
@@ -300,13 +305,17 @@ pub struct QueueStats {
     pub tx_retries: u64,
     /// Frames the tx ring had no room for.
     pub tx_ring_full: u64,
+    /// Frames too short to be sent, or too long for this port's memory.
+    pub tx_invalid: u64,
+    /// System calls to send that failed, as when the device is down.
+    pub tx_errors: u64,
     /// Dropped by the kernel before the socket.
     pub kernel_rx_dropped: u64,
     /// Dropped because the rx ring was full.
     pub kernel_rx_ring_full: u64,
     /// Times the fill ring was empty.
     pub kernel_fill_empty: u64,
-    /// Invalid tx descriptors.
+    /// Descriptors that the kernel refused to send.
     pub kernel_tx_invalid: u64,
 }
 
@@ -324,6 +333,8 @@ impl QueueStats {
             tx_kicks: s.tx_kicks,
             tx_retries: s.tx_retries,
             tx_ring_full: s.tx_ring_full,
+            tx_invalid: s.tx_invalid,
+            tx_errors: s.tx_errors,
             kernel_rx_dropped: s.kernel_rx_dropped,
             kernel_rx_ring_full: s.kernel_rx_ring_full,
             kernel_fill_empty: s.kernel_fill_empty,
@@ -332,13 +343,17 @@ impl QueueStats {
     }
 }
 
-/// A counter of the XDP program.
+/// A counter of an XDP program, over all devices it is on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdpCounter {
+    /// `endpoint` (on pods' devices) or `uplink`.
+    pub program: String,
     /// What the program did with the packet.
     pub outcome: String,
     /// How many packets.
     pub packets: u64,
+    /// What it means.
+    pub help: String,
 }
 
 /// Counters of a port.
@@ -356,7 +371,14 @@ pub struct PortRow {
     pub zero_copy: bool,
     /// By queue.
     pub queues: Vec<QueueStats>,
-    /// What the XDP program did.
+}
+
+/// Answer to `ports`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// Each port.
+    pub ports: Vec<PortRow>,
+    /// What the XDP programs did. Of those that begin with `pinhole_` a packet counts in another one as well.
     pub xdp: Vec<XdpCounter>,
 }
 

@@ -24,7 +24,7 @@ Exit codes:
   0  what was asked for
   1  it failed, or `status` found the daemon not ready or degraded
   2  wrong command line
-  3  no daemon answers at the socket";
+  3  no daemon answers at the socket, or only root may ask it";
 
 /// A Kubernetes dataplane in userspace over AF_XDP: the daemon, and the command to ask it.
 #[derive(Debug, Parser)]
@@ -76,7 +76,10 @@ Exit code 1 when the configuration is wrong or the daemon cannot start; the last
         config: PathBuf,
     },
     /// How the daemon is: ports, workers, last sync, what is degraded.
-    #[command(after_help = "Exit code 0 only when the daemon is ready and nothing is degraded, else 1.")]
+    #[command(after_help = "\
+Ready: this node is known and has an uplink, and every worker forwards by the newest state. What is wrong with
+single pods, or in the source, is degraded: the others are served all the same.
+Exit code 0 only when the daemon is ready and nothing is degraded, else 1; -o json has both apart.")]
     Status,
     /// Tables of the daemon.
     #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -126,7 +129,7 @@ pub(super) enum Show {
         #[arg(long)]
         all: bool,
     },
-    /// Counters of the ports, by queue.
+    /// Counters of the ports, by queue, and of the XDP programs.
     Ports,
     /// Counters of the graph's nodes: packets a vector, clocks a packet.
     Runtime,

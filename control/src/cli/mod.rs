@@ -49,7 +49,8 @@ enum Failure {
 
 impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
-        let code = if matches!(e, ClientError::Unreachable { .. }) { UNREACHABLE } else { FAILED };
+        let unreachable = matches!(e, ClientError::Unreachable { .. } | ClientError::Denied { .. });
+        let code = if unreachable { UNREACHABLE } else { FAILED };
         Failure::Message(code, e.to_string())
     }
 }
@@ -117,7 +118,7 @@ fn run(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
                         Show::Routes => show::routes(&client.ask::<Vec<_>>(request)?),
                         Show::Neighbors => show::neighbors(&client.ask::<Vec<_>>(request)?),
                         Show::Drops { all } => show::drops(&client.ask::<Vec<_>>(request)?, all),
-                        Show::Ports => show::ports(&client.ask::<Vec<_>>(request)?),
+                        Show::Ports => show::ports(&client.ask(request)?),
                         Show::Runtime => show::runtime(&client.ask(request)?),
                     };
                     out.write_all(text.as_bytes())?;

@@ -4,7 +4,7 @@
 use std::fmt::{Display, Write as _};
 
 use super::table::{Columns, clean};
-use crate::api::types::{Drop, Endpoint, Flows, Neighbor, Node, PortRow, RouteRow, Runtime, Status};
+use crate::api::types::{Drop, Endpoint, Flows, Neighbor, Node, Ports, RouteRow, Runtime, Status};
 
 fn optional(value: Option<&impl Display>) -> String {
     value.map_or_else(String::new, ToString::to_string)
@@ -46,6 +46,9 @@ pub(super) fn status(s: &Status) -> String {
     }
     for p in &s.problems {
         line("Problem", format!("{}: {}: {}", p.severity, p.origin, p.reason));
+    }
+    for (port, note) in s.ports.iter().flat_map(|p| p.notes.iter().map(move |n| (&p.name, n))) {
+        line("Note", format!("{port}: {note}"));
     }
     if !s.ports.is_empty() {
         let mut t = Columns::new(&["PORT", "ROLE", "MODE", "ZERO-COPY", "QUEUES>", "WORKERS", "STATE"]);
@@ -163,7 +166,7 @@ pub(super) fn drops(rows: &[Drop], all: bool) -> String {
     t.text()
 }
 
-pub(super) fn ports(rows: &[PortRow]) -> String {
+pub(super) fn ports(answer: &Ports) -> String {
     let mut t = Columns::new(&[
         "PORT>",
         "NAME",
@@ -178,12 +181,14 @@ pub(super) fn ports(rows: &[PortRow]) -> String {
         "KICKS>",
         "RETRIES>",
         "TX-FULL>",
+        "TX-INVALID>",
+        "TX-ERRORS>",
         "RX-DROP>",
         "RX-FULL>",
         "FILL-EMPTY>",
-        "TX-INVALID>",
+        "BAD-DESC>",
     ]);
-    for p in rows {
+    for p in &answer.ports {
         for q in &p.queues {
             t.row([
                 p.port.to_string(),
@@ -199,6 +204,8 @@ pub(super) fn ports(rows: &[PortRow]) -> String {
                 q.tx_kicks.to_string(),
                 q.tx_retries.to_string(),
                 q.tx_ring_full.to_string(),
+                q.tx_invalid.to_string(),
+                q.tx_errors.to_string(),
                 q.kernel_rx_dropped.to_string(),
                 q.kernel_rx_ring_full.to_string(),
                 q.kernel_fill_empty.to_string(),
@@ -207,12 +214,10 @@ pub(super) fn ports(rows: &[PortRow]) -> String {
         }
     }
     let mut out = t.text();
-    if rows.iter().any(|p| !p.xdp.is_empty()) {
-        let mut t = Columns::new(&["NAME", "XDP-OUTCOME", "PACKETS>"]);
-        for p in rows {
-            for c in &p.xdp {
-                t.row([p.name.clone(), c.outcome.clone(), c.packets.to_string()]);
-            }
+    if answer.xdp.iter().any(|c| c.packets > 0) {
+        let mut t = Columns::new(&["XDP-PROGRAM", "OUTCOME", "PACKETS>", "MEANING"]);
+        for c in answer.xdp.iter().filter(|c| c.packets > 0) {
+            t.row([c.program.clone(), c.outcome.clone(), c.packets.to_string(), c.help.clone()]);
         }
         let _ = write!(out, "\n{}", t.text());
     }

@@ -89,6 +89,7 @@ fn status_says_what_is_wrong() {
             queues: 2,
             workers: vec![0, 1],
             state: "up".into(),
+            notes: vec!["the driver has no such ring".into()],
         }],
         workers: vec![WorkerStatus {
             id: 0,
@@ -108,6 +109,7 @@ Snapshot:   generation 5, acknowledged 4
 Last sync:  2024-01-01T00:00:00.000Z, 2s ago
 Degraded:   fp-a3: no such device
 Problem:    error: a.yaml:3: bad thing
+Note:       up-a: the driver has no such ring
 
 PORT   ROLE     MODE     ZERO-COPY   QUEUES   WORKERS   STATE
 up-a   uplink   native   no               2   0,1       up
@@ -177,6 +179,35 @@ WORKER   NODE    CALLS   VECTORS   PACKETS   PACKETS/VECTOR   CLOCKS/PACKET
 total    parse      10         4        10             2.50            33.3
 ";
     assert_eq!(show::runtime(&runtime), want);
+    let xdp = |outcome: &str, packets| XdpCounter {
+        program: "endpoint".into(),
+        outcome: outcome.into(),
+        packets,
+        help: "Help".into(),
+    };
+    let port = PortRow {
+        port: 1,
+        name: "fp-a1".into(),
+        role: "pod".into(),
+        mode: None,
+        zero_copy: false,
+        queues: vec![QueueStats { rx_packets: 5, ..QueueStats::default() }],
+    };
+    let mut ports = Ports { ports: vec![port], xdp: vec![xdp("redirected", 12), xdp("stale_dropped", 0)] };
+    let shown = show::ports(&ports);
+    let (queues, programs) = shown.split_once("\n\n").expect("two tables");
+    assert_eq!(queues.lines().count(), 2, "{queues}");
+    assert!(
+        queues.lines().all(|l| l.starts_with("PORT   NAME") || l.starts_with("   1   fp-a1")),
+        "{queues}"
+    );
+    let want = "\
+XDP-PROGRAM   OUTCOME      PACKETS   MEANING
+endpoint      redirected        12   Help
+";
+    assert_eq!(programs, want);
+    ports.xdp.clear();
+    assert_eq!(show::ports(&ports).lines().count(), 2);
     assert_eq!(show::routes(&[]), "PREFIX   KIND   VIA   DEVICE   NODE\n");
 }
 

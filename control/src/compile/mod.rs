@@ -172,3 +172,6 @@ pub fn vtep_mac(addr: IpAddr) -> Mac {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,8 @@
 //! The routing half of `compile`: other nodes' pods, this node, and what the kernel's routes say of the rest.
+//!
+//! Pod CIDRs are the model's: inside them a route of the kernel counts only where pods go unencapsulated, by an uplink. Elsewhere
+//! the kernel's choice holds: what it sends by a device that is no uplink is the host's to forward, what it
+//! refuses has no route here either.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,11 +17,13 @@ use ipnet::IpNet;
 use super::{Inputs, Port, vtep_mac};
 use crate::config::Encap;
 use crate::model::{Node, Pod};
-use crate::netdev::route::{Hop, RouteKind, Selector};
+use crate::netdev::route::Lookup;
 
 /// Bytes that VXLAN puts in front of an inner IP packet, without the outer Ethernet header.
 const OVERHEAD_V4: u16 = 20 + 8 + 8 + 14;
 const OVERHEAD_V6: u16 = 40 + 8 + 8 + 14;
+/// No such tunnel: packets are answered by "no route" and leave by no shorter prefix.
+const NO_ROUTE: Route = Route::Tunnel(NO_INDEX);
 
 /// Fills routes, tunnels and next hops; returns the neighbours the kernel is to resolve.
 pub(super) fn fill(
@@ -36,13 +42,15 @@ pub(super) fn fill(
     };
 
     kernel_routes(&mut hops, snapshot);
-    for node in inputs.model.nodes.values().filter(|n| n.name != inputs.node) {
-        remote_node(&mut hops, this, node, snapshot, problems);
-    }
+    let mut owners = Owners::default();
     if let Some(this) = this {
         for cidr in &this.pod_cidrs {
+            owners.claim(*cidr, &this.name, problems);
             add(snapshot, *cidr, Route::NoEndpoint);
         }
+    }
+    for node in inputs.model.nodes.values().filter(|n| n.name != inputs.node) {
+        remote_node(&mut hops, this, node, &mut owners, snapshot, problems);
     }
     for addr in snapshot.node.addresses.clone() {
         snapshot.routes.insert(Prefix::host(addr), Route::Host);
@@ -87,12 +95,10 @@ impl Hops<'_> {
         Some(index)
     }
 
-    /// The next hop towards `dst` by the kernel's routes, and whether it is on our link.
-    fn towards(&mut self, dst: IpAddr) -> Option<(u16, bool)> {
-        let route = self.inputs.net.route_to(dst)?;
-        let (link, addr) = route.neighbor(dst);
-        let index = self.get(link, Some(addr))?;
-        Some((index, route.gateway.is_none()))
+    /// The next hop towards `dst` by the kernel's routes; `None` when it is not by an uplink.
+    fn towards(&mut self, dst: IpAddr) -> Option<u16> {
+        let (link, addr) = self.inputs.net.route_to(dst)?.neighbor(dst);
+        self.get(link, Some(addr))
     }
 
     /// Where the neighbour is, as the kernel says, or said until its entry was dropped.
@@ -107,54 +113,75 @@ impl Hops<'_> {
     }
 }
 
-/// Routes of the kernel that leave by an uplink, and the neighbours it knows on their links.
-fn kernel_routes(hops: &mut Hops<'_>, snapshot: &mut Snapshot) {
-    let net = hops.inputs.net;
-    let mut best: BTreeMap<IpNet, (u32, &Hop)> = BTreeMap::new();
-    for route in
-        net.routes.iter().filter(|r| r.kind == RouteKind::Unicast && r.selector == Selector::default())
-    {
-        let Some(hop) = route.hops.iter().find(|h| !h.dead) else { continue };
-        let entry = best.entry(route.dst).or_insert((route.metric, hop));
-        if route.metric < entry.0 {
-            *entry = (route.metric, hop);
+/// Which node's pods have a prefix or an address: the first that says so.
+#[derive(Debug, Default)]
+struct Owners<'a>(BTreeMap<IpNet, &'a str>);
+
+impl<'a> Owners<'a> {
+    /// Whether `net` is `node`'s; when it is another's, that is a problem.
+    fn claim(&mut self, net: IpNet, node: &'a str, problems: &mut Vec<String>) -> bool {
+        let owner = *self.0.entry(net.trunc()).or_insert(node);
+        if owner != node {
+            problems.push(format!("node {node}: {net} is already that of node {owner}"));
         }
+        owner == node
     }
-    for (dst, (_, hop)) in best {
-        if let Some(index) = hops.get(hop.link, hop.gateway) {
-            add(snapshot, dst, Route::NextHop(index));
+}
+
+/// What the kernel's routes say, and the neighbours it knows on the uplinks' links.
+fn kernel_routes(hops: &mut Hops<'_>, snapshot: &mut Snapshot) {
+    let (net, overlay) = (hops.inputs.net, hops.inputs.overlay);
+    let cidrs: Vec<IpNet> = hops.inputs.model.nodes.values().flat_map(|n| n.pod_cidrs.clone()).collect();
+    let is_pods = |net: IpNet| cidrs.iter().any(|c| c.contains(&net));
+    let is_hidden = |net: IpNet| overlay.encap == Encap::Vxlan && is_pods(net);
+    for (dst, choice) in net.choices() {
+        if is_hidden(dst) || is_link_local(dst) {
+            continue;
+        }
+        let pods = is_pods(dst);
+        match choice {
+            Lookup::Forward(way) => match hops.get(way.link, way.gateway) {
+                Some(index) => add(snapshot, dst, Route::NextHop(index)),
+                None if pods => {}
+                None => add(snapshot, dst, Route::Host),
+            },
+            Lookup::Refused(_) if !pods => add(snapshot, dst, NO_ROUTE),
+            Lookup::Refused(_) | Lookup::Local | Lookup::Nothing => {}
         }
     }
     for ((link, addr), _) in net.neighbors.iter().filter(|(_, n)| n.usable_mac().is_some()) {
         let on_link = net.route_to(*addr).is_some_and(|r| r.link == *link && r.gateway.is_none());
-        if on_link && let Some(hop) = hops.get(*link, Some(*addr)) {
+        if on_link
+            && !is_hidden((*addr).into())
+            && let Some(hop) = hops.get(*link, Some(*addr))
+        {
             snapshot.routes.insert(Prefix::host((*addr).into()), Route::NextHop(hop));
         }
     }
 }
 
+/// IPv6 link-local: every device has a route for it, and nobody forwards there.
+fn is_link_local(net: IpNet) -> bool {
+    matches!(net, IpNet::V6(v6) if v6.addr().is_unicast_link_local())
+}
+
 /// Another node: its tunnel, its pod CIDRs, and its pods outside them.
-fn remote_node(
+fn remote_node<'a>(
     hops: &mut Hops<'_>,
     this: Option<&Node>,
-    node: &Node,
+    node: &'a Node,
+    owners: &mut Owners<'a>,
     snapshot: &mut Snapshot,
     problems: &mut Vec<String>,
 ) {
-    let overlay = hops.inputs.overlay;
-    let mut tunnel = None;
-    if overlay.encap != Encap::None {
-        match make_tunnel(hops, this, node) {
-            Ok((made, on_link)) => {
-                let index = u16::try_from(snapshot.tunnels.len()).unwrap_or(NO_INDEX);
-                snapshot.vteps.insert(made.remote, index);
-                snapshot.tunnels.push(made);
-                tunnel =
-                    Some(Route::Tunnel(index)).filter(|_| !(overlay.encap == Encap::CrossSubnet && on_link));
-            }
-            Err(why) => problems.push(format!("node {}: {why}", node.name)),
+    let encap = hops.inputs.overlay.encap;
+    let tunnel = (encap != Encap::None).then(|| match make_tunnel(hops, this, node) {
+        Ok(made) => add_tunnel(made, snapshot, problems),
+        Err(why) => {
+            problems.push(format!("node {}: {why}", node.name));
+            NO_ROUTE
         }
-    }
+    });
     let pods = hops.inputs.model.pods.values().filter(|p| is_outside(p, node));
     let addresses = pods.flat_map(|p| p.addresses.iter().copied().map(IpNet::from));
     let nets: Vec<IpNet> = node.pod_cidrs.iter().copied().chain(addresses).collect();
@@ -162,14 +189,37 @@ fn remote_node(
         snapshot.node_tunnels.extend(node.addresses.iter().map(|a| (Ip::from(*a), index)));
     }
     for net in nets {
-        match tunnel.or_else(|| direct(hops, node, net)) {
+        if !owners.claim(net, &node.name, problems) {
+            continue;
+        }
+        let route = match (encap, tunnel) {
+            (Encap::CrossSubnet, Some(tunnel)) if !is_on_link(hops, node, net) => Some(tunnel),
+            (Encap::CrossSubnet, tunnel) => direct(hops, node, net).or(tunnel),
+            (_, Some(tunnel)) => Some(tunnel),
+            (_, None) => direct(hops, node, net),
+        };
+        match route {
             Some(route) => add(snapshot, net, route),
-            None if overlay.encap == Encap::None => {
-                problems.push(format!("node {}: no route to {net} by an uplink", node.name));
-            }
-            None => {}
+            None => problems.push(format!("node {}: no route to {net} by an uplink", node.name)),
         }
     }
+}
+
+fn add_tunnel(made: Tunnel, snapshot: &mut Snapshot, problems: &mut Vec<String>) -> Route {
+    let Some(index) = u16::try_from(snapshot.tunnels.len()).ok().filter(|i| *i != NO_INDEX) else {
+        problems.push(format!("node {}: more than {NO_INDEX} tunnels", made.node));
+        return NO_ROUTE;
+    };
+    if made.next_hop == NO_INDEX {
+        problems.push(format!("node {}: no route to its address {} by an uplink", made.node, made.remote));
+    }
+    let first = *snapshot.vteps.entry(made.remote).or_insert(index);
+    if let Some(other) = snapshot.tunnels.get(usize::from(first)) {
+        let (node, remote, other) = (&made.node, made.remote, &other.node);
+        problems.push(format!("node {node}: address {remote} is already that of node {other}"));
+    }
+    snapshot.tunnels.push(made);
+    Route::Tunnel(index)
 }
 
 /// A pod on `node` with an address that the node's pod CIDRs do not hold.
@@ -180,23 +230,30 @@ fn is_outside(pod: &Arc<Pod>, node: &Node) -> bool {
         && pod.addresses.iter().any(|a| !node.pod_cidrs.iter().any(|c| c.contains(a)))
 }
 
+/// The node's address that packets for `net` would be sent to.
+fn address_for(node: &Node, net: IpNet) -> Option<IpAddr> {
+    node.addresses.iter().find(|a| a.is_ipv4() == net.addr().is_ipv4()).copied()
+}
+
+/// Whether the node is on the link of an uplink, by its address of `net`'s family.
+fn is_on_link(hops: &Hops<'_>, node: &Node, net: IpNet) -> bool {
+    let route = address_for(node, net).and_then(|a| hops.inputs.net.route_to(a));
+    route.is_some_and(|r| r.gateway.is_none() && hops.uplinks.contains_key(&r.link))
+}
+
 /// Unencapsulated: by the kernel's own route to the pods where it has one, else by the node's address.
 fn direct(hops: &mut Hops<'_>, node: &Node, net: IpNet) -> Option<Route> {
-    let routes = hops.inputs.net.routes.iter();
-    let own =
-        routes.filter(|r| r.kind == RouteKind::Unicast && r.dst.prefix_len() > 0 && r.dst.contains(&net));
-    let hop = own.max_by_key(|r| r.dst.prefix_len()).and_then(|r| r.hops.iter().find(|h| !h.dead));
-    if let Some(hop) = hop
-        && let Some(gateway) = hop.gateway
-        && let Some(index) = hops.get(hop.link, Some(gateway))
+    let own = hops.inputs.net.route_to_net(net).filter(|(len, _)| *len > 0);
+    if let Some((_, way)) = own
+        && let Some(gateway) = way.gateway
+        && let Some(index) = hops.get(way.link, Some(gateway))
     {
         return Some(Route::NextHop(index));
     }
-    let address = node.addresses.iter().find(|a| a.is_ipv4() == net.addr().is_ipv4())?;
-    hops.towards(*address).map(|(hop, _)| Route::NextHop(hop))
+    hops.towards(address_for(node, net)?).map(Route::NextHop)
 }
 
-fn make_tunnel(hops: &mut Hops<'_>, this: Option<&Node>, node: &Node) -> Result<(Tunnel, bool), String> {
+fn make_tunnel(hops: &mut Hops<'_>, this: Option<&Node>, node: &Node) -> Result<Tunnel, String> {
     let outer_v6 = hops.inputs.overlay.outer_v6;
     let family = if outer_v6 { "IPv6" } else { "IPv4" };
     let vtep = |n: &Node| n.addresses.iter().find(|a| a.is_ipv6() == outer_v6).copied();
@@ -208,11 +265,10 @@ fn make_tunnel(hops: &mut Hops<'_>, this: Option<&Node>, node: &Node) -> Result<
         vtep(node).ok_or_else(|| format!("no {family} InternalIP: its pods cannot be reached by tunnel"))?;
     let this = this.ok_or("this node is not known yet")?;
     let local = vtep(this).ok_or_else(|| format!("this node has no {family} InternalIP to tunnel from"))?;
-    let (next_hop, on_link) =
-        hops.towards(remote).ok_or_else(|| format!("no route to its address {remote} by an uplink"))?;
+    let next_hop = hops.towards(remote).unwrap_or(NO_INDEX);
     let mtu = hops.port(next_hop).map_or(0, |p| p.mtu);
     let settings = &hops.inputs.overlay.settings;
-    let tunnel = Tunnel {
+    Ok(Tunnel {
         node: Arc::from(node.name.as_str()),
         local: local.into(),
         remote: remote.into(),
@@ -222,6 +278,5 @@ fn make_tunnel(hops: &mut Hops<'_>, this: Option<&Node>, node: &Node) -> Result<
         dst_mac: mac(node, remote),
         next_hop,
         mtu: mtu.saturating_sub(if outer_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 }),
-    };
-    Ok((tunnel, on_link))
+    })
 }

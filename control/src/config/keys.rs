@@ -217,7 +217,7 @@ section! {
         /// What becomes of pod traffic while the daemon is stopped or hangs. The node's own traffic always passes.
         "on_failure" on_failure: OnFailure = OnFailure::Drop, OneOf;
         /// Age of the daemon's heartbeat, in milliseconds, from which it counts as hanging.
-        "stale_after_ms" stale_after: Duration = Duration::from_millis(2000), millis(100, 600_000);
+        "stale_after_ms" stale_after: Duration = Duration::from_millis(2000), millis(500, 600_000);
         /// Folder on a BPF file system for the program's links and maps; one per daemon on a machine.
         "pin_dir" pin_dir: PathBuf = PathBuf::from("/sys/fs/bpf/fastpath"), AbsolutePath;
     }
@@ -257,7 +257,7 @@ section! {
         /// Adaptive: how long a worker without packets goes on polling before it sleeps, in microseconds.
         "idle_spin_us" idle_spin: Duration = Duration::from_micros(50), micros(0, 1_000_000);
         /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
-        "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 1000);
+        "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 500);
     }
 }
 

@@ -189,6 +189,9 @@ fn mistakes_name_line_key_and_what_is_allowed() {
         ("[overlai]\nvni = 1", &["1: unknown section [overlai]; did you mean [overlay]?"]),
         ("[storage]\nvni = 1", &["unknown section [storage]; there are [node], [daemon]"]),
         ("xdp = 3", &["1: xdp is a section: write [xdp]"]),
+        // The heartbeat is written each 100 ms, while every worker has passed its loop within a second.
+        ("[xdp]\nstale_after_ms = 499", &["xdp.stale_after_ms: 499 is not an integer from 500"]),
+        ("[workers]\nidle_sleep_ms = 501", &["workers.idle_sleep_ms: 501 is not an integer from 1 to 500"]),
         ("[flow.timeouts]\nudp = 0", &["flow.timeouts.udp: 0 is not an integer from 1 to 86400"]),
         ("[flow.timeout]\nudp = 0", &["1: unknown key flow.timeout"]),
         ("[memory]\nrx_ring = 500", &["memory.rx_ring: 500 is not a power of two from 64 to 32768"]),

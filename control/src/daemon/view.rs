@@ -15,12 +15,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::Daemon;
 use crate::api::server::{Answer, to_value};
 use crate::api::types::{
-    Drop, Endpoint, Flow, Flows, Neighbor, Node, NodeRuntime, PortRow, PortStatus, Problem, QueueStats,
-    Reach, RouteRow, Runtime, Status, Sync, Tuple, Version, WorkerRuntime, WorkerStatus, XdpCounter,
+    Drop, Endpoint, Flow, Flows, Neighbor, Node, NodeRuntime, PortRow, PortStatus, Ports, Problem,
+    QueueStats, Reach, RouteRow, Runtime, Status, Sync, Tuple, Version, WorkerRuntime, WorkerStatus,
+    XdpCounter,
 };
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
 use crate::config::Polling;
 use crate::explain::Query;
+use crate::source::Severity;
 
 /// A request and where its answer goes.
 pub(super) struct Question {
@@ -60,8 +62,8 @@ impl Daemon {
             Request::Flows { limit } => to_value(&self.flows(limit.unwrap_or(DEFAULT_FLOWS).min(MAX_FLOWS))),
             Request::Routes => to_value(&self.routes()),
             Request::Neighbors => to_value(&self.neighbors()),
-            Request::Drops => to_value(&self.drops()),
-            Request::Ports => self.port_rows().and_then(|rows| to_value(&rows)),
+            Request::Drops => self.drops().and_then(|rows| to_value(&rows)),
+            Request::Ports => self.ports().and_then(|ports| to_value(&ports)),
             Request::Runtime => to_value(&self.runtime()),
             Request::Explain { from, to, proto, dport } => self.explain(&from, &to, &proto, dport),
         };
@@ -69,11 +71,11 @@ impl Daemon {
     }
 
     fn explain(&self, from: &str, to: &str, proto: &str, dport: Option<u16>) -> Result<Value, ApiError> {
+        let query = Query::new(from, to, proto, dport)
+            .map_err(|e| ApiError::new(ErrorCode::BadRequest, e.to_string()))?;
         let mut explainer = self.explainer.borrow_mut();
-        let explained = Query::new(from, to, proto, dport)
-            .and_then(|query| explainer.at(&self.update.model).explain(&query))
-            .map_err(|e| ApiError::new(ErrorCode::NotFound, e.to_string()))?;
-        to_value(&explained)
+        let explained = explainer.at(&self.update.model).explain(&query);
+        to_value(&explained.map_err(|e| ApiError::new(ErrorCode::NotFound, e.to_string()))?)
     }
 
     fn status(&self) -> Status {
@@ -81,6 +83,11 @@ impl Daemon {
         let mut degraded: Vec<String> = self.attach_problems.clone();
         degraded.extend(self.compile_problems.iter().cloned());
         degraded.extend(self.kernel_problems.iter().cloned());
+        let wrong = self.update.problems.iter().filter(|p| p.severity == Severity::Error).count();
+        if wrong > 0 {
+            let errors = if wrong == 1 { "error" } else { "errors" };
+            degraded.push(format!("source: {wrong} {errors}: what is wrong there is not in force"));
+        }
         degraded.extend(self.stalled().map(|w| format!("worker {w} does not pass its loop")));
         let outlives = self.attacher.redirect.links_outlive_process();
         if self.config.xdp.on_failure == crate::config::OnFailure::Drop && !outlives {
@@ -119,6 +126,7 @@ impl Daemon {
                 .get(&a.port.ifindex)
                 .map_or("gone", |l| if l.up { "up" } else { "down" })
                 .to_owned(),
+            notes: a.notes.clone(),
         });
         ports.collect()
     }
@@ -174,7 +182,7 @@ impl Daemon {
             let first = n.pod_cidrs.first().and_then(|c| self.snapshot.routes.lookup(c.network().into()));
             let reach = match first {
                 _ if n.name == self.node => Reach::Local,
-                Some(Route::Tunnel(_)) => Reach::Tunnel,
+                Some(Route::Tunnel(i)) if self.is_usable(*i) => Reach::Tunnel,
                 Some(Route::NextHop(_)) => Reach::Direct,
                 _ => Reach::Unreachable,
             };
@@ -188,6 +196,12 @@ impl Daemon {
             }
         });
         nodes.collect()
+    }
+
+    /// Whether there is a tunnel of that index, and a way to its other end.
+    fn is_usable(&self, tunnel: u16) -> bool {
+        let tunnel = self.snapshot.tunnels.get(usize::from(tunnel));
+        tunnel.is_some_and(|t| usize::from(t.next_hop) < self.snapshot.next_hops.len())
     }
 
     fn flows(&self, limit: u32) -> Flows {
@@ -229,6 +243,7 @@ impl Daemon {
             .iter()
             .map(|(prefix, route)| {
                 let (kind, via, device) = match route {
+                    Route::Tunnel(NO_INDEX) => ("unreachable", None, None),
                     Route::Tunnel(i) => {
                         let tunnel = snap.tunnels.get(usize::from(*i));
                         let hop = tunnel.and_then(|t| snap.next_hops.get(usize::from(t.next_hop)));
@@ -282,22 +297,30 @@ impl Daemon {
         rows.collect()
     }
 
-    fn drops(&self) -> Vec<Drop> {
+    fn drops(&self) -> Result<Vec<Drop>, ApiError> {
         let total = |r: DropReason| {
             self.attacher.engine.stats().filter_map(|s| s.drops.get(r as usize)).map(|c| c.get()).sum::<u64>()
         };
-        let rows = DropReason::ALL.iter().map(|r| Drop {
-            reason: r.name().to_owned(),
-            packets: total(*r),
-            help: r.help().to_owned(),
-        });
-        rows.collect()
+        let mut rows: Vec<Drop> = DropReason::ALL
+            .iter()
+            .map(|r| Drop { reason: r.name().to_owned(), packets: total(*r), help: r.help().to_owned() })
+            .collect();
+        let mut xdp: BTreeMap<&str, Drop> = BTreeMap::new();
+        for c in self.attacher.redirect.counters().map_err(internal)?.into_iter().filter(|c| c.dropped) {
+            let row = xdp.entry(c.name).or_insert_with(|| Drop {
+                reason: format!("xdp_{}", c.name),
+                packets: 0,
+                help: format!("{}.", c.help),
+            });
+            row.packets += c.value;
+        }
+        rows.extend(xdp.into_values());
+        Ok(rows)
     }
 
-    fn port_rows(&self) -> Result<Vec<PortRow>, ApiError> {
-        let internal = |e: String| ApiError::new(ErrorCode::Internal, e);
+    fn ports(&self) -> Result<Ports, ApiError> {
         let queues: usize = self.attacher.attached().map(|a| a.port.queues.len()).sum();
-        let reports = self.attacher.engine.port_reports(queues).map_err(|e| internal(e.to_string()))?;
+        let reports = self.attacher.engine.port_reports(queues).map_err(internal)?;
         let mut by_port: BTreeMap<PortId, Vec<QueueStats>> = BTreeMap::new();
         for r in &reports {
             let stats = QueueStats::of(u32::from(r.queue), u32::from(r.worker), &r.stats);
@@ -306,22 +329,22 @@ impl Daemon {
         for queues in by_port.values_mut() {
             queues.sort_by_key(|q| q.queue);
         }
-        let counters = self.attacher.redirect.counters().map_err(|e| internal(e.to_string()))?;
-        let rows = self.attacher.attached().map(|a| {
-            let program = if a.port.role == PortRole::Uplink { "uplink" } else { "endpoint" };
-            // The program counts for all devices of its role together.
-            let xdp = counters.iter().filter(|c| c.program == program && c.value > 0);
-            PortRow {
-                port: a.port.id.0,
-                name: a.port.name.to_string(),
-                role: role(a.port.role).to_owned(),
-                mode: Some(a.mode.as_str().to_owned()),
-                zero_copy: a.zero_copy,
-                queues: by_port.remove(&a.port.id).unwrap_or_default(),
-                xdp: xdp.map(|c| XdpCounter { outcome: c.name.to_owned(), packets: c.value }).collect(),
-            }
+        let ports = self.attacher.attached().map(|a| PortRow {
+            port: a.port.id.0,
+            name: a.port.name.to_string(),
+            role: role(a.port.role).to_owned(),
+            mode: Some(a.mode.as_str().to_owned()),
+            zero_copy: a.zero_copy,
+            queues: by_port.remove(&a.port.id).unwrap_or_default(),
         });
-        Ok(rows.collect())
+        let counters = self.attacher.redirect.counters().map_err(internal)?;
+        let xdp = counters.iter().map(|c| XdpCounter {
+            program: c.program.to_owned(),
+            outcome: c.name.to_owned(),
+            packets: c.value,
+            help: c.help.to_owned(),
+        });
+        Ok(Ports { ports: ports.collect(), xdp: xdp.collect() })
     }
 
     fn runtime(&self) -> Runtime {
@@ -361,6 +384,11 @@ fn node_runtime(id: NodeId, stats: &[&WorkerStats]) -> NodeRuntime {
         packets_per_vector: per(packets, vectors),
         clocks_per_packet: per(clocks, packets),
     }
+}
+
+/// What went wrong here is not the client's to mend.
+fn internal(e: impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::Internal, e.to_string())
 }
 
 fn role(role: PortRole) -> &'static str {

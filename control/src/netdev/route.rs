@@ -1,6 +1,7 @@
 //! Routes, and the kernel's choice among them.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -175,48 +176,69 @@ impl Routes {
     /// The kernel's choice for `ip`. `failed` says whether a next hop's router is known not to answer.
     #[must_use]
     pub fn lookup(&self, ip: IpAddr, failed: impl Fn(&Hop) -> bool) -> Lookup {
-        for table in [TABLE_LOCAL, TABLE_MAIN, TABLE_DEFAULT] {
+        self.find(&[TABLE_LOCAL, TABLE_MAIN, TABLE_DEFAULT], ip.into(), failed).1
+    }
+
+    /// The kernel's choice for those addresses of `net` that no longer prefix than `net` itself holds, and the length
+    /// of the prefix it is by. The table of the node's own addresses is left out.
+    #[must_use]
+    pub fn lookup_net(&self, net: IpNet, failed: impl Fn(&Hop) -> bool) -> (u8, Lookup) {
+        self.find(&[TABLE_MAIN, TABLE_DEFAULT], net, failed)
+    }
+
+    /// Every prefix of the main and default tables with its [`Routes::lookup_net`]: taken together, longest
+    /// prefix first, they say of an address what [`Routes::lookup`] says, but for the node's own.
+    pub fn choices(&self, failed: impl Fn(&Hop) -> bool) -> impl Iterator<Item = (IpNet, Lookup)> {
+        let tables = self.list.iter().filter(|r| [TABLE_MAIN, TABLE_DEFAULT].contains(&r.table));
+        let prefixes: BTreeSet<IpNet> = tables.map(|r| r.dst).collect();
+        prefixes.into_iter().map(move |net| (net, self.lookup_net(net, &failed).1))
+    }
+
+    fn find(&self, tables: &[u32], net: IpNet, failed: impl Fn(&Hop) -> bool) -> (u8, Lookup) {
+        for table in tables {
             // IPv6 looks first among routers that answer, then among all (RFC 4861 6.3.6, RFC 4191 3.2);
             // the kernel's IPv4 does not care.
-            let found = match ip {
-                IpAddr::V4(_) => self.lookup_in(table, ip, |_| false),
-                IpAddr::V6(_) => match self.lookup_in(table, ip, &failed) {
-                    Lookup::Nothing => self.lookup_in(table, ip, |_| false),
+            let found = match net {
+                IpNet::V4(_) => self.find_in(*table, net, |_| false),
+                IpNet::V6(_) => match self.find_in(*table, net, &failed) {
+                    (_, Lookup::Nothing) => self.find_in(*table, net, |_| false),
                     found => found,
                 },
             };
-            match found {
+            match found.1 {
                 Lookup::Nothing | Lookup::Refused(RouteKind::Throw) => {}
-                found => return found,
+                _ => return found,
             }
         }
-        Lookup::Nothing
+        (0, Lookup::Nothing)
     }
 
-    fn lookup_in(&self, table: u32, ip: IpAddr, skip: impl Fn(&Hop) -> bool) -> Lookup {
-        let longest = if ip.is_ipv4() { 32 } else { 128 };
-        for len in (0..=longest).rev() {
-            let Ok(net) = IpNet::new(ip, len) else { continue };
-            for route in self.at(table, net.trunc()) {
+    fn find_in(&self, table: u32, net: IpNet, skip: impl Fn(&Hop) -> bool) -> (u8, Lookup) {
+        for len in (0..=net.prefix_len()).rev() {
+            let Ok(shorter) = IpNet::new(net.addr(), len) else { continue };
+            for route in self.at(table, shorter.trunc()) {
                 if route.selector != Selector::default() {
                     continue;
                 }
                 match route.kind {
                     RouteKind::Unicast => {
                         if let Some(hop) = route.hop(&skip) {
-                            return Lookup::Forward(ResolvedRoute {
+                            let found = ResolvedRoute {
                                 link: hop.link,
                                 gateway: hop.gateway,
                                 prefsrc: route.prefsrc,
-                            });
+                            };
+                            return (len, Lookup::Forward(found));
                         }
                     }
-                    RouteKind::Local | RouteKind::Broadcast | RouteKind::Multicast => return Lookup::Local,
-                    kind => return Lookup::Refused(kind),
+                    RouteKind::Local | RouteKind::Broadcast | RouteKind::Multicast => {
+                        return (len, Lookup::Local);
+                    }
+                    kind => return (len, Lookup::Refused(kind)),
                 }
             }
         }
-        Lookup::Nothing
+        (0, Lookup::Nothing)
     }
 }
 

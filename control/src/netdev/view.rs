@@ -226,6 +226,22 @@ impl NetView {
         self.routes.lookup(ip, |hop| self.is_failed(hop))
     }
 
+    /// Where the kernel would send packets for those addresses of `net` that no longer prefix holds, and the
+    /// length of the prefix it does so by; `None` as in [`NetView::route_to`].
+    #[must_use]
+    pub fn route_to_net(&self, net: IpNet) -> Option<(u8, ResolvedRoute)> {
+        match self.routes.lookup_net(net, |hop| self.is_failed(hop)) {
+            (len, Lookup::Forward(route)) => Some((len, route)),
+            _ => None,
+        }
+    }
+
+    /// Every prefix the kernel has a route for, and what it does with packets for those of its addresses that no
+    /// longer prefix holds ([`super::route::Routes::choices`]).
+    pub fn choices(&self) -> impl Iterator<Item = (IpNet, Lookup)> {
+        self.routes.choices(|hop| self.is_failed(hop))
+    }
+
     /// Whether the next hop's neighbour is known not to answer.
     fn is_failed(&self, hop: &Hop) -> bool {
         hop.gateway

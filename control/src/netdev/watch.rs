@@ -138,9 +138,11 @@ async fn follow(
             }
         };
         let received = tokio::select! {
-            first = events.recv(&mut buf) => receive(first, &events, &mut buf, |m| state.apply(&m)),
+            first = events.recv(&mut buf) => {
+                receive(first, &mut buf, |buf| again(&events, buf), |m| state.apply(&m))
+            }
             (first, socket) = from_elsewhere => {
-                match receive(first, socket, &mut buf_elsewhere, |m| state.hint(&m)) {
+                match receive(first, &mut buf_elsewhere, |buf| again(socket, buf), |m| state.hint(&m)) {
                     Received::Overrun => {
                         // Whichever was lost: ask about all.
                         state.all_peers();
@@ -192,6 +194,7 @@ async fn follow(
     }
 }
 
+#[derive(Debug)]
 enum Received {
     /// What there was, or enough for one turn.
     Fine,
@@ -201,33 +204,45 @@ enum Received {
     Failed(io::Error),
 }
 
-/// Hands on the messages of the datagram in `buf` and of those that wait behind it.
+/// Reads a datagram if there is one.
+fn again(socket: &TokioSocket, buf: &mut Vec<u8>) -> io::Result<()> {
+    socket.socket_ref().recv(buf, libc::MSG_DONTWAIT).map(|_| ())
+}
+
+/// Hands on the messages of the datagram in `buf` and of those that wait behind it, which `again` reads.
+///
+/// After an overrun what waits is read and thrown away: it is older than what is read anew then, and must not be
+/// applied over it. What comes after that is as new or newer.
 fn receive(
     first: io::Result<()>,
-    socket: &TokioSocket,
     buf: &mut Vec<u8>,
+    mut again: impl FnMut(&mut Vec<u8>) -> io::Result<()>,
     mut each: impl FnMut(Message<'_>),
 ) -> Received {
     let mut result = first;
-    for left in (0..TURN).rev() {
+    let mut overrun = false;
+    let mut left = TURN;
+    loop {
         match result {
             // The kernel's datagrams are a tenth of the buffer: one that fills it was cut.
-            Ok(()) if buf.len() >= DATAGRAM => return Received::Overrun,
+            Ok(()) if buf.len() >= DATAGRAM => overrun = true,
+            Ok(()) if overrun => {}
             Ok(()) => messages(buf).for_each(&mut each),
             Err(e) => match e.raw_os_error() {
-                Some(libc::EAGAIN) => return Received::Fine,
+                Some(libc::EAGAIN) => break,
                 Some(libc::EINTR) => {}
-                Some(libc::ENOBUFS) => return Received::Overrun,
+                Some(libc::ENOBUFS) => overrun = true,
                 _ => return Received::Failed(e),
             },
         }
-        if left == 0 {
+        left = left.saturating_sub(1);
+        if left == 0 && !overrun {
             break;
         }
         buf.clear();
-        result = socket.socket_ref().recv(buf, libc::MSG_DONTWAIT).map(|_| ());
+        result = again(buf);
     }
-    Received::Fine
+    if overrun { Received::Overrun } else { Received::Fine }
 }
 
 /// The view, and what of it must be read again.
@@ -368,4 +383,74 @@ impl State {
 
 fn same_address(a: &super::view::Address, b: &super::view::Address) -> bool {
     (a.link, a.net, a.peer) == (b.link, b.net, b.peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// A datagram of one message of kind `kind`, without payload.
+    fn datagram(kind: u16) -> Vec<u8> {
+        let mut out = 16u32.to_ne_bytes().to_vec();
+        out.extend(kind.to_ne_bytes());
+        out.extend([0; 10]);
+        out
+    }
+
+    fn error(errno: i32) -> io::Result<Vec<u8>> {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    /// What comes of reading `queue`: the result, the kinds of messages handed on, and what is left in the queue.
+    fn read(queue: Vec<io::Result<Vec<u8>>>) -> (Received, Vec<u16>, usize) {
+        let mut queue = VecDeque::from(queue);
+        let mut next = |buf: &mut Vec<u8>| {
+            buf.extend(queue.pop_front().unwrap_or_else(|| error(libc::EAGAIN))?);
+            Ok(())
+        };
+        let (mut buf, mut seen) = (Vec::new(), Vec::new());
+        let first = next(&mut buf);
+        let received = receive(first, &mut buf, next, |m| seen.push(m.kind));
+        (received, seen, queue.len())
+    }
+
+    #[test]
+    fn what_waits_behind_an_overrun_is_thrown_away() {
+        let (received, seen, left) = read(vec![
+            Ok(datagram(20)),
+            error(libc::EINTR),
+            error(libc::ENOBUFS),
+            Ok(datagram(21)),
+            error(libc::ENOBUFS),
+            Ok(datagram(22)),
+            error(libc::EAGAIN),
+            Ok(datagram(23)),
+        ]);
+        assert!(matches!(received, Received::Overrun), "{received:?}");
+        assert_eq!((seen, left), (vec![20], 1));
+        // However much it is.
+        let mut many: Vec<_> = (0..3 * TURN).map(|_| Ok(datagram(21))).collect();
+        many.insert(0, error(libc::ENOBUFS));
+        let (received, seen, left) = read(many);
+        assert!(matches!(received, Received::Overrun), "{received:?}");
+        assert_eq!((seen, left), (vec![], 0));
+        let (received, seen, _) = read(vec![Ok(vec![0; DATAGRAM]), Ok(datagram(21))]);
+        assert!(matches!(received, Received::Overrun), "{received:?}");
+        assert_eq!(seen, [0; 0]);
+    }
+
+    #[test]
+    fn a_turn_ends() {
+        let many = |n: usize| (0..n).map(|_| Ok(datagram(21))).collect::<Vec<_>>();
+        let (received, seen, left) = read(many(TURN + 5));
+        assert!(matches!(received, Received::Fine), "{received:?}");
+        assert_eq!((seen.len(), left), (TURN, 5));
+        let (received, seen, left) = read(many(5));
+        assert!(matches!(received, Received::Fine), "{received:?}");
+        assert_eq!((seen.len(), left), (5, 0));
+        let (received, ..) = read(vec![error(libc::EBADF)]);
+        assert!(matches!(received, Received::Failed(_)), "{received:?}");
+    }
 }

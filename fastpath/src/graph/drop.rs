@@ -103,14 +103,28 @@ drop_reasons! {
     SnatProtocol = "snat_protocol",
     /// For a translated source whose flow is no longer known.
     NatNoFlow = "nat_no_flow",
-    /// Fragment that cannot be matched to its first fragment.
+    /// Fragment whose first fragment was not seen in time, or was not let through.
     FragmentUnmatched = "fragment_unmatched",
+    /// Fragment that overlaps another one of its datagram, or comes after such a one (RFC 5722).
+    FragmentOverlap = "fragment_overlap",
+    /// Fragment that was there already.
+    FragmentDuplicate = "fragment_duplicate",
+    /// More fragments out of order than are held, or too many in one datagram.
+    FragmentLimit = "fragment_limit",
+    /// Fragment of an SCTP packet whose ports must be translated: its checksum is over the whole packet.
+    SctpFragment = "sctp_fragment",
+    /// VXLAN packet in fragments: the MTU between the nodes is smaller than configured.
+    TunnelFragment = "tunnel_fragment",
+    /// ICMP "too big" about a tunnel packet that quotes too little to tell whose packet was inside.
+    TunnelErrorShort = "tunnel_error_short",
     /// No free slot in the flow table and nothing that may be evicted.
     FlowTableFull = "flow_table_full",
     /// Not enough headroom in the frame for the outer header.
     NoHeadroom = "no_headroom",
     /// The port it should leave by was removed.
     PortGone = "port_gone",
+    /// The device it should leave by is down or gone.
+    LinkDown = "link_down",
     /// The tx ring of the port stayed full.
     TxRingFull = "tx_ring_full",
     /// The queue to the worker that owns the port was full.

@@ -12,9 +12,10 @@ pub use packets::{Answer, Packets, Setup, Source, VECTOR};
 
 use core::mem;
 
-use crate::nodes;
 use crossbeam::queue::ArrayQueue;
 
+use crate::io::Frame;
+use crate::nodes;
 use crate::packet::{Ip, PortId};
 use crate::snapshot::Snapshot;
 use crate::stats::{RuleCounter, WorkerStats};
@@ -48,6 +49,7 @@ node_ids! {
     Parse = "parse",
     Decap = "decap",
     Source = "source",
+    Fragment = "fragment",
     Flow = "flow",
     Service = "service",
     Policy = "policy",
@@ -68,6 +70,8 @@ pub enum Next {
     Decap,
     /// Check the source address.
     Source,
+    /// A fragment: find the flow of its datagram.
+    Fragment,
     /// Look the flow up.
     Flow,
     /// No flow, or one of an older generation: choose a backend, if it is for a service.
@@ -134,6 +138,12 @@ pub trait Node {
     /// Its name and counters.
     const ID: NodeId;
 
+    /// Whether there is something to do without a packet on its list.
+    #[inline]
+    fn is_due(&self, _now: Millis) -> bool {
+        false
+    }
+
     /// The logic on one packet.
     fn one(&mut self, cx: &mut Context<'_>, packet: u16) -> Next;
 
@@ -153,6 +163,7 @@ pub struct Lists {
     parse: Vec<u16>,
     decap: Vec<u16>,
     source: Vec<u16>,
+    fragment: Vec<u16>,
     flow: Vec<u16>,
     service: Vec<u16>,
     policy: Vec<u16>,
@@ -173,6 +184,7 @@ impl Default for Lists {
             parse: list(),
             decap: list(),
             source: list(),
+            fragment: list(),
             flow: list(),
             service: list(),
             policy: list(),
@@ -195,6 +207,7 @@ impl Lists {
         match next {
             Next::Decap => self.decap.push(packet),
             Next::Source => self.source.push(packet),
+            Next::Fragment => self.fragment.push(packet),
             Next::Flow => self.flow.push(packet),
             Next::Service => self.service.push(packet),
             Next::Policy => self.policy.push(packet),
@@ -256,6 +269,7 @@ pub struct Graph {
     parse: nodes::Parse,
     decap: nodes::Decap,
     source: nodes::Source,
+    fragment: nodes::Fragment,
     flow: nodes::Flow,
     service: nodes::Service,
     policy: nodes::Policy,
@@ -281,6 +295,7 @@ impl Graph {
         step(clock, cx, &mut self.lists, |l| &mut l.parse, &mut self.parse);
         step(clock, cx, &mut self.lists, |l| &mut l.decap, &mut self.decap);
         step(clock, cx, &mut self.lists, |l| &mut l.source, &mut self.source);
+        step(clock, cx, &mut self.lists, |l| &mut l.fragment, &mut self.fragment);
         step(clock, cx, &mut self.lists, |l| &mut l.flow, &mut self.flow);
         step(clock, cx, &mut self.lists, |l| &mut l.service, &mut self.service);
         step(clock, cx, &mut self.lists, |l| &mut l.policy, &mut self.policy);
@@ -293,6 +308,23 @@ impl Graph {
         step(clock, cx, &mut self.lists, |l| &mut l.neighbor, &mut self.neighbor);
     }
 
+    /// Packets that the graph has held back and takes up again in the next vectors that have room for them.
+    #[must_use]
+    pub fn backlog(&self, now: Millis) -> usize {
+        self.fragment.backlog(now)
+    }
+
+    /// Milliseconds until the graph has something to do without a packet; `None` is never.
+    #[must_use]
+    pub fn due(&self, now: Millis) -> Option<u32> {
+        self.fragment.due(now)
+    }
+
+    /// Gives all frames that the graph holds to `put`.
+    pub fn release(&mut self, put: impl FnMut(Frame)) {
+        self.fragment.release(put);
+    }
+
     /// Numbers of the packets to transmit after [`Graph::run`], each by its `Meta::egress`.
     #[must_use]
     pub fn sent(&self) -> &[u16] {
@@ -300,7 +332,7 @@ impl Graph {
     }
 }
 
-/// Runs one node on its list, if there is anything on it, and counts what it took.
+/// Runs one node on its list, if there is anything to do, and counts what it took.
 #[inline]
 fn step<N: Node>(
     clock: &quanta::Clock,
@@ -311,7 +343,7 @@ fn step<N: Node>(
 ) {
     // Taken and put back, so that the node may push to every list; an empty Vec allocates nothing.
     let mut input = mem::take(list(lists));
-    if !input.is_empty() {
+    if !input.is_empty() || node.is_due(cx.now) {
         let packets = input.len() as u64;
         let start = clock.raw();
         node.run(cx, &mut input, lists);

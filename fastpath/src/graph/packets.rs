@@ -126,6 +126,27 @@ impl Packets {
         None
     }
 
+    /// How many more packets fit.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        VECTOR - usize::from(self.len)
+    }
+
+    /// Adds a packet that was taken out of an earlier vector, and numbers it.
+    ///
+    /// # Errors
+    /// Gives the frame back when the vector is full.
+    pub fn resume(&mut self, frame: Frame, meta: Meta, key: FlowKey) -> Result<u16, Frame> {
+        let number = self.len;
+        if let Some(frame) = self.push(frame, meta.ingress) {
+            return Err(frame);
+        }
+        let i = usize::from(number) & MASK;
+        self.meta[i] = meta;
+        self.key[i] = key;
+        Ok(number)
+    }
+
     /// Forgets all packets, giving frames that are still here to `put`.
     #[inline]
     pub fn drain(&mut self, mut put: impl FnMut(Frame)) {
@@ -141,6 +162,12 @@ impl Packets {
     #[inline]
     pub fn take(&mut self, i: u16) -> Option<Frame> {
         self.frames[usize::from(i) & MASK].take()
+    }
+
+    /// Puts a frame in the place of one that was taken out.
+    #[inline]
+    pub fn put(&mut self, i: u16, frame: Frame) {
+        self.frames[usize::from(i) & MASK] = Some(frame);
     }
 
     /// A packet's frame.

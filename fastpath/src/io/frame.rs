@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "a frame is a pointer into memory shared with the kernel; see `Frame`")]
 
 use core::fmt;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::slice;
 use std::sync::Arc;
@@ -178,29 +179,33 @@ impl fmt::Debug for Frame {
     }
 }
 
-/// Surplus frames of all workers: a handed-over frame ends in the pool of the worker that sent it,
-/// and comes back by this queue.
+/// The way home: a handed-over frame ends in the pool of the worker that sent it, and comes back to its own
+/// worker by this queue.
 pub type Exchange = Arc<ArrayQueue<Frame>>;
 
 /// The free frames of one worker.
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<Frame>,
+    /// Numbers of the frames it was made with.
+    own: Range<u32>,
     share: usize,
     exchange: Exchange,
 }
 
 impl Pool {
-    /// Takes the worker's share of the region's frames.
+    /// Takes the worker's share of the region's frames: those of successive numbers.
     ///
     /// `exchange` is common to all workers; it must have room for all frames of the region. A pool of no frames
     /// passes all it is given to the exchange: for a thread that only closes ports.
     #[must_use]
     pub fn new(mut frames: Vec<Frame>, exchange: Exchange) -> Self {
         let share = frames.len();
+        let end = frames.iter().map(|f| f.index + 1).max().unwrap_or(0);
+        let own = frames.iter().map(|f| f.index).min().unwrap_or(0)..end;
         // Twice the share: the surplus goes to the exchange before the list could grow.
         frames.reserve_exact(share + 1);
-        Self { free: frames, share, exchange }
+        Self { free: frames, own, share, exchange }
     }
 
     /// A pool of `count` frames of `size` bytes in fresh memory, kept for the life of the process.
@@ -217,7 +222,8 @@ impl Pool {
         self.free.pop().or_else(|| self.exchange.pop())
     }
 
-    /// Takes a frame back. A frame of a port's private memory goes home to that port.
+    /// Takes a frame back. Another pool's frame goes to the exchange, as this pool's ports may hold so many of
+    /// its own that it would swallow them all; one of a port's private memory goes home to that port.
     #[inline]
     pub fn put(&mut self, mut frame: Frame) {
         frame.reset();
@@ -228,7 +234,7 @@ impl Pool {
                 Err(frame) => frame,
             },
         };
-        if self.free.len() < self.share {
+        if self.own.contains(&frame.index) && self.free.len() < self.share {
             self.free.push(frame);
         } else if let Err(frame) = self.exchange.push(frame) {
             self.free.push(frame);
@@ -248,7 +254,7 @@ impl Pool {
         if free * 2 > self.share { free } else { free + self.exchange.len() }
     }
 
-    /// Frames this pool was made with; what it holds above that number goes to the exchange.
+    /// Frames this pool was made with; it never holds more.
     #[must_use]
     pub fn share(&self) -> usize {
         self.share

@@ -103,10 +103,11 @@ impl Port for MemPort {
         n
     }
 
-    fn refill(&mut self, pool: &mut Pool) {
+    fn refill(&mut self, pool: &mut Pool) -> bool {
         while let Some(frame) = self.done.pop() {
             pool.put(frame);
         }
+        false
     }
 
     fn wake(&self) -> Option<BorrowedFd<'_>> {
@@ -117,11 +118,12 @@ impl Port for MemPort {
         self.stats
     }
 
-    fn close(mut self: Box<Self>, pool: &mut Pool) {
+    fn close(mut self: Box<Self>, pool: &mut Pool) -> usize {
         self.refill(pool);
         while let Some(frame) = self.rx.pop() {
             pool.put(frame);
         }
+        0
     }
 }
 

@@ -26,11 +26,19 @@ pub trait Port: Send {
 
     /// Sends from the front of `frames`, one kick for all; returns how many were taken (and removed).
     ///
-    /// What stays did not fit: the caller tries again after `refill`, or counts a drop.
+    /// What stays did not fit, or the port is not [`up`](Port::up): the caller tries again after `refill`, or counts
+    /// a drop.
     fn tx(&mut self, frames: &mut Vec<Frame>) -> usize;
 
     /// Takes back sent frames into `pool` and gives the receive side empty ones from it.
-    fn refill(&mut self, pool: &mut Pool);
+    ///
+    /// Returns whether frames that `tx` took still wait for the device to take more: call again soon.
+    fn refill(&mut self, pool: &mut Pool) -> bool;
+
+    /// Whether the device is there and up, as far as sending has shown: while it is not, `tx` takes nothing.
+    fn up(&self) -> bool {
+        true
+    }
 
     /// What becomes readable when there is something to receive; `None` if only polling tells.
     fn wake(&self) -> Option<BorrowedFd<'_>>;
@@ -39,7 +47,9 @@ pub trait Port: Send {
     fn stats(&self) -> PortStats;
 
     /// Ends receiving and gives every frame the port still holds back to `pool`. May block and allocate.
-    fn close(self: Box<Self>, pool: &mut Pool);
+    ///
+    /// Returns how many it cannot give back, ever: a device may be reading them still.
+    fn close(self: Box<Self>, pool: &mut Pool) -> usize;
 }
 
 /// Counters of one port since it was opened, in frames unless named otherwise.
@@ -59,11 +69,11 @@ pub struct PortStats {
     pub tx_retries: u64,
     /// Frames the tx ring had no room for, counted at each attempt.
     pub tx_ring_full: u64,
-    /// Frames refused before the tx ring: shorter than an Ethernet header.
+    /// Frames refused before the tx ring: shorter than an Ethernet header, or too long to be copied.
     pub tx_invalid: u64,
     /// Frames copied because they lie in another port's memory (between zero-copy and copy-mode ports).
     pub tx_copied: u64,
-    /// Kicks answered by an error other than "try again", as when the device is down or gone.
+    /// System calls to send that failed for another reason than want of room, as when the device is down or gone.
     pub tx_errors: u64,
     /// Frames the kernel has given back after sending (the completion ring).
     pub tx_completed: u64,

@@ -4,9 +4,13 @@
 //! with that address and port is dropped by name. The outer ECN is combined into the inner header (RFC 6040).
 //! The outer UDP checksum is not verified (RFC 7348 4.3 leaves that to the receiver): the device has, and the inner
 //! packet has its own.
-//! Limit: fragmented outer packets are not reassembled (the tunnel's MTU keeps them from arising).
+//! Limit: fragmented outer packets are not reassembled, but dropped by name (the tunnel's MTU keeps them from arising).
+//!
+//! ICMP errors that say a tunnel packet of this node was too big become the same error about the packet inside
+//! (`too_big`).
 #![forbid(unsafe_code)]
 
+use super::too_big;
 use crate::graph::{Context, DropReason, Next, Node, NodeId};
 use crate::io::Frame;
 use crate::packet::{Meta, flags, proto};
@@ -23,6 +27,9 @@ impl Node for Decap {
     #[inline]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let (meta, key) = (*cx.packets.meta(i), *cx.packets.key(i));
+        if let Some(tunnel) = too_big::tunnel(cx.snap, &meta, &key) {
+            return too_big::relay(cx, i, tunnel);
+        }
         let to_vtep = key.proto == proto::UDP
             && key.dport == cx.snap.settings.vxlan_port
             && meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) == 0
@@ -33,6 +40,9 @@ impl Node for Decap {
         let Some(&tunnel) = cx.snap.vteps.get(&key.src) else {
             return Next::Drop(DropReason::UnknownVtep);
         };
+        if meta.frag != 0 {
+            return Next::Drop(DropReason::TunnelFragment);
+        }
         let Ok(found) = vxlan::inner(cx.packets.data(i), &meta) else {
             return Next::Drop(DropReason::MalformedVxlan);
         };

@@ -2,7 +2,8 @@
 //!
 //! Hit of this generation: `rewrite` applies the entry's transform, or the packet is dropped if the flow's permission
 //! was taken away. Miss, or an entry of an older generation: `service`, `policy`, `snat` and `route` decide. ICMP errors
-//! must quote a known flow; they follow it, and are translated with what they quote (RFC 5508 4.2).
+//! must quote a known flow; they follow it, and are translated with what they quote (RFC 5508 4.2). Later fragments have
+//! the key of their first one and follow its flow, but never begin one.
 #![forbid(unsafe_code)]
 
 use super::policy::{refuse, revoked};
@@ -56,10 +57,14 @@ impl Node for Flow {
 #[inline]
 fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     let (meta, key) = (*cx.packets.meta(i), *cx.packets.key(i));
-    if meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) != 0 {
-        return without_entry(cx, i, hit);
+    if meta.has(flags::ICMP_ERROR) {
+        return error(cx, i, hit);
     }
+    let follows = meta.has(flags::LATER_FRAGMENT);
     let Some(hit) = hit else {
+        if follows {
+            return Next::Drop(DropReason::FragmentUnmatched);
+        }
         *cx.packets.setup_mut(i) = Setup::first(key);
         let mid_stream = meta.proto == proto::TCP
             && meta.tcp_flags & (tcp::control::SYN | tcp::control::ACK) != tcp::control::SYN;
@@ -81,6 +86,9 @@ fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
         }
     }
     let Some(pair) = cx.flows.pair(hit.at) else {
+        if follows {
+            return Next::Drop(DropReason::FragmentUnmatched);
+        }
         *cx.packets.setup_mut(i) = Setup::first(key);
         return Next::Service;
     };
@@ -105,27 +113,25 @@ fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     Next::Service
 }
 
-/// Packets that follow a flow without being part of its life.
-fn without_entry(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
+/// ICMP errors: they follow the flow they quote without being part of its life.
+fn error(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     let meta = *cx.packets.meta(i);
     let Some((src, dst)) = addresses(cx.packets.data(i), &meta) else {
         return Next::Drop(DropReason::MalformedTransport);
     };
     let mut key = FlowKey { src, dst, sport: 0, dport: 0, proto: meta.proto };
-    if meta.has(flags::ICMP_ERROR) {
-        // It goes where the quoted packet came from; an error sent elsewhere is not about this flow.
-        let Some(hit) = hit.filter(|_| dst == cx.packets.key(i).dst) else {
-            return Next::Drop(DropReason::IcmpUnrelated);
-        };
-        if hit.transform.bits & Transform::DENY != 0 {
-            return Next::Drop(revoked(hit.transform.rules));
-        }
-        if hit.transform.bits & (Transform::REWRITE_SRC | Transform::REWRITE_DST) != 0 {
-            let (data, meta, quoted) = cx.packets.parts(i);
-            match translate::error(data, meta, quoted, &hit.transform) {
-                Some((src, dst)) => (key.src, key.dst) = (src, dst),
-                None => return Next::Drop(DropReason::MalformedTransport),
-            }
+    // It goes where the quoted packet came from; an error sent elsewhere is not about this flow.
+    let Some(hit) = hit.filter(|_| dst == cx.packets.key(i).dst) else {
+        return Next::Drop(DropReason::IcmpUnrelated);
+    };
+    if hit.transform.bits & Transform::DENY != 0 {
+        return Next::Drop(revoked(hit.transform.rules));
+    }
+    if hit.transform.bits & (Transform::REWRITE_SRC | Transform::REWRITE_DST) != 0 {
+        let (data, meta, quoted) = cx.packets.parts(i);
+        match translate::error(data, meta, quoted, &hit.transform) {
+            Some((src, dst)) => (key.src, key.dst) = (src, dst),
+            None => return Next::Drop(DropReason::MalformedTransport),
         }
     }
     *cx.packets.setup_mut(i) = Setup::first(key);

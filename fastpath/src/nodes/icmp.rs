@@ -94,10 +94,9 @@ impl Node for Icmp {
             l3_len: u16::try_from(len).unwrap_or(0),
             tunnel: egress.tunnel,
             next_hop: egress.next_hop,
-            mtu: egress.mtu,
             proto: made,
             tos,
-            flags: flags::LOCAL_ORIGIN | flags::DF | (meta.flags & flags::V6),
+            flags: flags::DF | (meta.flags & flags::V6),
             ..Meta::default()
         };
         cx.stats.icmp_errors.add(1);

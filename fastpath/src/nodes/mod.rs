@@ -4,6 +4,7 @@
 mod decap;
 mod encap;
 mod flow;
+mod fragment;
 mod icmp;
 mod neighbor;
 mod parse;
@@ -14,10 +15,12 @@ mod route;
 mod service;
 mod snat;
 mod source;
+mod too_big;
 
 pub use decap::Decap;
 pub use encap::Encap;
 pub use flow::Flow;
+pub use fragment::Fragment;
 pub use icmp::Icmp;
 pub use neighbor::Neighbor;
 pub use parse::Parse;

@@ -1,8 +1,8 @@
 //! `parse`: first node. Finds headers, fills `Meta` and the flow key.
 //!
 //! Three outcomes (RFC 894, 791, 8200): parsed; not forwarded as IP (ARP, NDP: `punt`); malformed (named drop).
-//! The destination MAC must be the gateway's on pod ports and the device's own elsewhere, so that frames
-//! a switch floods are not forwarded twice.
+//! The destination MAC must be the device's own on uplinks, so that frames a switch floods are not forwarded twice,
+//! and the gateway's elsewhere: the one that pods and the host resolve next hops to.
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId};

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId, count_rules};
-use crate::packet::{NO_INDEX, flags};
+use crate::packet::{NO_INDEX, flags, proto};
 use crate::tables::flow::Transform;
 use crate::wire::icmp::ErrorKind;
 use crate::wire::{partial, translate};
@@ -25,6 +25,11 @@ impl Node for Rewrite {
         let (data, meta, key) = cx.packets.parts(i);
         if meta.l3_len > t.mtu && meta.ttl > 1 {
             return Next::Icmp(DropReason::MtuExceeded, ErrorKind::FragNeeded { mtu: t.mtu });
+        }
+        // RFC 9260 6.8: its CRC is over the whole packet, so that new ports cannot be reckoned in.
+        let ports_change = (t.sport, t.dport) != (key.sport, key.dport);
+        if meta.frag != 0 && key.proto == proto::SCTP && ports_change {
+            return Next::Drop(DropReason::SctpFragment);
         }
         meta.egress = t.egress;
         meta.tunnel = t.tunnel;

@@ -41,6 +41,7 @@ impl Node for Route {
             return Next::Drop(DropReason::SourceWrongWay);
         }
         let ways = Ways { forward, backward };
+        // They follow a flow that exists: a packet of its own renews it.
         if meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) != 0 {
             return send(cx, i, &setup, &ways.transforms(&setup, &translated));
         }

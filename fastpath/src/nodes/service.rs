@@ -41,6 +41,10 @@ impl Node for Service {
                 Kept::Yes => return Next::Policy,
                 Kept::Refuse => return Next::Refuse(DropReason::BackendGone, ErrorKind::PortUnreachable),
                 Kept::Drop => return Next::Drop(DropReason::BackendGone),
+                // The datagram's beginning went to the backend that is gone.
+                Kept::Anew if cx.packets.meta(i).has(flags::LATER_FRAGMENT) => {
+                    return Next::Drop(DropReason::BackendGone);
+                }
                 Kept::Anew => *cx.packets.setup_mut(i) = Setup::first(setup.original),
             }
         }

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId};
-use crate::packet::{Ip, Meta, flags};
-use crate::snapshot::PortRole;
+use crate::packet::{Ip, Meta, PortId, flags};
+use crate::snapshot::{PortRole, Snapshot};
 
 /// The node.
 #[derive(Debug, Default)]
@@ -19,7 +19,6 @@ impl Node for Source {
     #[inline]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let meta = cx.packets.meta(i);
-        let Some(port) = cx.snap.port(meta.ingress) else { return Next::Drop(DropReason::PortGone) };
         // The key of an ICMP error is the quoted packet's, so its own source is read from the header.
         let src = if meta.has(flags::ICMP_ERROR) {
             let Some(src) = addresses(cx.packets.data(i), meta).map(|(src, _)| src) else {
@@ -29,11 +28,22 @@ impl Node for Source {
         } else {
             cx.packets.key(i).src
         };
-        match port.role {
-            PortRole::Pod if !port.addrs.contains(&src) => Next::Drop(DropReason::SourceNotOwn),
-            PortRole::Uplink if cx.snap.local.contains_key(&src) => Next::Drop(DropReason::SourceIsLocal),
-            _ => Next::Flow,
+        match refused(cx.snap, meta.ingress, src) {
+            Some(reason) => Next::Drop(reason),
+            None if meta.frag != 0 => Next::Fragment,
+            None => Next::Flow,
         }
+    }
+}
+
+/// Why a packet from `src` may not come in by a port.
+#[inline]
+pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropReason> {
+    let Some(port) = snap.port(ingress) else { return Some(DropReason::PortGone) };
+    match port.role {
+        PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),
+        PortRole::Uplink if snap.local.contains_key(&src) => Some(DropReason::SourceIsLocal),
+        _ => None,
     }
 }
 

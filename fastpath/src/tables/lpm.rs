@@ -20,14 +20,17 @@ pub struct Prefix {
 
 impl Prefix {
     /// `addr/len` with the length as usually written (0-32 for IPv4, 0-128 for IPv6); host bits are cleared.
-    /// `None` when the length is too large for the family.
+    /// `None` when the length is too large for the family, and for a prefix of IPv4-mapped IPv6 addresses
+    /// (`::ffff:0:0/96` and longer), which never are on the wire: it would be the IPv4 prefix here.
     #[must_use]
     pub fn new(addr: IpAddr, len: u8) -> Option<Self> {
         let (max, extra) = if addr.is_ipv4() { (32, 96) } else { (128, 0) };
-        (len <= max).then(|| {
-            let len = len + extra;
-            Self { bits: Ip::from(addr).bits() & mask(len), len }
-        })
+        if len > max {
+            return None;
+        }
+        let len = len + extra;
+        let prefix = Self { bits: Ip::from(addr).bits() & mask(len), len };
+        (prefix.is_v4() == addr.is_ipv4()).then_some(prefix)
     }
 
     /// The prefix that holds only `ip`.
@@ -44,13 +47,14 @@ impl Prefix {
 
     /// The length as usually written for the family.
     #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a prefix always holds addresses")]
     pub fn len(&self) -> u8 {
         if self.is_v4() { self.len - 96 } else { self.len }
     }
 
     /// Whether this is the family's default route.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub fn is_default(&self) -> bool {
         self.len() == 0
     }
 
@@ -200,6 +204,15 @@ mod tests {
         assert_eq!(lpm.lookup("2001:db8::1".parse::<IpAddr>().unwrap().into()), Some(&6));
         assert_eq!(p("10.1.2.3", 8).to_string(), "10.0.0.0/8");
         assert_eq!(p("::", 0).to_string(), "::/0");
-        assert!(Prefix::new("10.0.0.0".parse().unwrap(), 33).is_none());
+        assert!(p("::", 0).is_default() && p("0.0.0.0", 0).is_default() && !p("::", 96).is_default());
+        let none = |s: &str, l| assert_eq!(Prefix::new(s.parse().unwrap(), l), None, "{s}/{l}");
+        none("10.0.0.0", 33);
+        none("fd00::", 129);
+        none("::", 255);
+        none("::ffff:0:0", 96);
+        none("::ffff:10.0.0.0", 104);
+        none("::ffff:10.0.0.1", 128);
+        // That holds them, as others, and is one of IPv6.
+        assert!(!p("::ffff:10.0.0.1", 95).is_v4());
     }
 }

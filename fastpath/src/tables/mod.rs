@@ -3,6 +3,7 @@
 
 pub mod affinity;
 pub mod flow;
+pub mod frag;
 pub mod lpm;
 pub mod maglev;
 pub mod policy;

@@ -38,6 +38,8 @@ pub mod v4 {
     pub const ECHO_REPLY: u8 = 0;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
+    /// Code of destination unreachable: fragmentation needed (RFC 1191).
+    pub const FRAG_NEEDED: u8 = 4;
     /// Source quench (deprecated by RFC 6633).
     pub const SOURCE_QUENCH: u8 = 4;
     /// Redirect: for the link it is sent on, never forwarded.
@@ -278,7 +280,9 @@ impl ErrorKind {
             Self::HostUnreachable => ((v4::UNREACHABLE, 1), (v6::UNREACHABLE, 3), 0),
             Self::PortUnreachable => ((v4::UNREACHABLE, 3), (v6::UNREACHABLE, 4), 0),
             Self::AdminProhibited => ((v4::UNREACHABLE, 13), (v6::UNREACHABLE, 1), 0),
-            Self::FragNeeded { mtu } => ((v4::UNREACHABLE, 4), (v6::TOO_BIG, 0), u32::from(mtu)),
+            Self::FragNeeded { mtu } => {
+                ((v4::UNREACHABLE, v4::FRAG_NEEDED), (v6::TOO_BIG, 0), u32::from(mtu))
+            }
         };
         let (kind, code) = if ipv6 { v6 } else { v4 };
         Repr { kind, code, rest }
@@ -340,9 +344,11 @@ impl<'a> Offender<'a> {
     }
 }
 
-/// Writes the header of an IP packet made on this node: 64 hops, not to be fragmented.
+/// Hops that packets made on this node may take.
+pub const HOPS: u8 = 64;
+
+/// Writes the header of an IP packet made on this node, which is not to be fragmented.
 pub(crate) fn emit_ip(out: &mut [u8], src: Ip, dst: Ip, proto: u8, tos: u8, payload_len: u16) {
-    const HOPS: u8 = 64;
     if src.is_v4() {
         ipv4::Repr { src, dst, proto, tos, ttl: HOPS, df: true, ident: 0, payload_len }.emit(out);
     } else {
@@ -362,19 +368,33 @@ pub fn build_error(reply_to: &[u8], kind: ErrorKind, src: Ip, out: &mut [u8]) ->
     if offender.is_icmp_error() || src.is_v4() != offender.src.is_v4() {
         return None;
     }
-    let (header, max, proto, tos) = if src.is_v4() {
-        (ipv4::HEADER_LEN, MAX_ERROR_V4, proto::ICMP, INTERNETWORK_CONTROL)
-    } else {
-        (ipv6::HEADER_LEN, MAX_ERROR_V6, proto::ICMPV6, 0)
-    };
+    let (header, max) =
+        if src.is_v4() { (ipv4::HEADER_LEN, MAX_ERROR_V4) } else { (ipv6::HEADER_LEN, MAX_ERROR_V6) };
     let quote = offender.packet.get(..max - header - HEADER_LEN).unwrap_or(offender.packet);
     let total = header + HEADER_LEN + quote.len();
-    let (ip, message) = out.get_mut(..total)?.split_at_mut(header);
-    emit_ip(ip, src, offender.src, proto, tos, len16(message.len()));
-    kind.repr(!src.is_v4()).emit(message);
-    put(message, HEADER_LEN, quote);
-    Packet::new_unchecked(message).fill_checksum(src, offender.src);
+    let packet = out.get_mut(..total)?;
+    put(packet, header + HEADER_LEN, quote);
+    head_error(packet, kind, src, offender.src);
     Some(total)
+}
+
+/// Writes the headers of an ICMP or ICMPv6 error in front of what it quotes, which is in its place in `packet` already.
+///
+/// `packet` is the whole IP packet, from `src` to `dst`, addresses of the same family; one that is too short for the
+/// headers stays as it is. The quote is not looked at: it may be cut short.
+pub fn head_error(packet: &mut [u8], kind: ErrorKind, src: Ip, dst: Ip) {
+    let (header, proto, tos) = if src.is_v4() {
+        (ipv4::HEADER_LEN, proto::ICMP, INTERNETWORK_CONTROL)
+    } else {
+        (ipv6::HEADER_LEN, proto::ICMPV6, 0)
+    };
+    let Some((ip, message)) = packet.split_at_mut_checked(header).filter(|(_, m)| m.len() >= HEADER_LEN)
+    else {
+        return;
+    };
+    emit_ip(ip, src, dst, proto, tos, len16(message.len()));
+    kind.repr(!src.is_v4()).emit(message);
+    Packet::new_unchecked(message).fill_checksum(src, dst);
 }
 
 #[cfg(test)]

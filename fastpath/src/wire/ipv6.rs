@@ -245,6 +245,10 @@ pub struct Chain {
     pub offset: usize,
     /// Offset and flags word of a fragment header: offset in bytes in bits 3 to 15, more-fragments in bit 0.
     pub fragment: Option<u16>,
+    /// Identification of the fragment header, 0 when there is none.
+    pub ident: u32,
+    /// Offset of what is behind the fragment header, the part that reassembly joins; 0 when there is none.
+    pub fragment_data: usize,
 }
 
 impl Chain {
@@ -272,6 +276,7 @@ pub fn walk(packet: &[u8]) -> Result<Chain, Error> {
     let mut proto = Packet::new_unchecked(packet).next_header();
     let mut offset = HEADER_LEN;
     let mut fragment = None;
+    let (mut ident, mut fragment_data) = (0, 0);
     for n in 0..=MAX_EXTENSIONS {
         match proto {
             ext::HOP_BY_HOP if n > 0 => return Err(Error::Value("IPv6", "order of extension headers")),
@@ -279,7 +284,7 @@ pub fn walk(packet: &[u8]) -> Result<Chain, Error> {
                 return Err(Error::Value("IPv6", "number of fragment headers"));
             }
             ext::HOP_BY_HOP | ext::ROUTING | ext::DEST_OPTIONS | ext::FRAGMENT | ext::AUTH => {}
-            _ => return Ok(Chain { proto, offset, fragment }),
+            _ => return Ok(Chain { proto, offset, fragment, ident, fragment_data }),
         }
         let rest = packet.get(offset..).unwrap_or_default();
         let Some(&[next, len, hi, lo]) = rest.first_chunk::<4>() else {
@@ -298,9 +303,9 @@ pub fn walk(packet: &[u8]) -> Result<Chain, Error> {
         offset += size;
         if proto == ext::FRAGMENT {
             let word = u16::from_be_bytes([hi, lo]);
-            fragment = Some(word);
+            (fragment, ident, fragment_data) = (Some(word), get32(rest, 4), offset);
             if word & 0xfff8 != 0 {
-                return Ok(Chain { proto: next, offset, fragment });
+                return Ok(Chain { proto: next, offset, fragment, ident, fragment_data });
             }
         }
         proto = next;
@@ -370,12 +375,13 @@ mod tests {
         let long = [[1u8].as_slice(), &[0; 14]].concat();
         let auth = [[4u8].as_slice(), &[0; 22]].concat();
         let b = chained(&[(0, PAD), (60, PAD), (43, &long), (51, &auth), (60, PAD)], 6);
-        assert_eq!(walk(&b), Ok(Chain { proto: 6, offset: 40 + 8 + 8 + 16 + 24 + 8, fragment: None }));
+        let whole = |proto, offset| Chain { proto, offset, fragment: None, ident: 0, fragment_data: 0 };
+        assert_eq!(walk(&b), Ok(whole(6, 40 + 8 + 8 + 16 + 24 + 8)));
         // Each one cut short.
         for cut in 41..b.len() {
             assert_eq!(walk(&b[..cut]), Err(Error::Truncated("IPv6 extension header")), "cut at {cut}");
         }
-        assert_eq!(walk(&chained(&[], 17)), Ok(Chain { proto: 17, offset: 40, fragment: None }));
+        assert_eq!(walk(&chained(&[], 17)), Ok(whole(17, 40)));
         assert!(walk(&chained(&[(60, PAD), (0, PAD)], 6)).is_err(), "hop-by-hop is not first");
         assert!(walk(&chained(&[(51, &[0, 0, 0, 0, 0, 0, 0])], 6)).is_err(), "AH of length 0");
         assert!(walk(&chained(&[(60, PAD); 8], 6)).is_ok());
@@ -387,6 +393,7 @@ mod tests {
         let first = chained(&[(44, &[0, 0, 1, 1, 2, 3, 4]), (60, &[0; 7])], 6);
         let chain = walk(&first).unwrap();
         assert_eq!((chain.proto, chain.offset, chain.fragment), (6, 56, Some(1)));
+        assert_eq!((chain.ident, chain.fragment_data), (0x0102_0304, 48));
         assert!(chain.more_fragments() && chain.fragment_offset() == 0);
         // What a later fragment carries is data: its "destination options" are not read.
         let later = chained(&[(44, &[0, 0x05, 0x98, 1, 2, 3, 4]), (60, &[99; 7])], 6);

@@ -6,6 +6,7 @@
 //! | [`address`] | addresses that may not be on the wire |
 //! | [`eth`], [`arp`] | Ethernet II, ARP (RFC 826) |
 //! | [`ipv4`], [`ipv6`] | RFC 791, RFC 8200 with its extension headers |
+//! | [`fragment`] | what reassembly needs to know of a fragment of either family |
 //! | [`tcp`], [`udp`], [`sctp`] | RFC 9293, RFC 768, RFC 9260 |
 //! | [`icmp`], [`ndp`] | RFC 792 and RFC 4443, RFC 4861 |
 //! | [`vxlan`], [`ecn`] | RFC 7348 with the outer headers, RFC 6040 |
@@ -33,6 +34,7 @@ pub mod arp;
 pub mod checksum;
 pub mod ecn;
 pub mod eth;
+pub mod fragment;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;

@@ -41,8 +41,8 @@ pub enum Punt {
 
 /// Reads the frame whose Ethernet header starts at `offset`; offsets in `meta` count from `frame[0]`.
 ///
-/// Sets in `meta` all it can know and leaves `hash`, ports, tunnel, next hop, MTU and the flags `DECAPPED` and
-/// `LOCAL_ORIGIN` as they are. The hash is the caller's. Bytes behind the IP packet are padding.
+/// Sets in `meta` all it can know and leaves `hash`, ports, tunnel, next hop and the flag `DECAPPED` as they are.
+/// The hash is the caller's. Bytes behind the IP packet are padding.
 ///
 /// - ICMP echo and the other queries have their identifier in both ports.
 /// - An ICMP error's key is that of the packet it quotes, reversed (RFC 5508 4): travelling towards the quoted
@@ -63,7 +63,7 @@ pub fn parse(frame: &[u8], offset: u16, meta: &mut Meta, key: &mut FlowKey) -> P
 }
 
 /// Flags that are not this node's to set.
-const KEPT: u8 = flags::DECAPPED | flags::LOCAL_ORIGIN;
+const KEPT: u8 = flags::DECAPPED;
 
 /// Ethernet and the smallest IPv4 and IPv6 packets with a UDP header.
 const FAST_V4: usize = eth::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN;

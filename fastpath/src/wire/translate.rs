@@ -30,7 +30,7 @@ pub fn set_tos(frame: &mut [u8], meta: &mut Meta, tos: u8) {
     meta.tos = tos;
 }
 
-/// Puts the transform's addresses and ports into the packet.
+/// Puts the transform's addresses and ports into the packet; the ports of a fragmented SCTP packet stay.
 #[inline]
 pub fn apply(frame: &mut [u8], meta: &Meta, t: &Transform) {
     let l3 = usize::from(meta.l3);
@@ -58,6 +58,8 @@ pub fn apply(frame: &mut [u8], meta: &Meta, t: &Transform) {
             put_ports(transport, t);
             update(transport, udp::CHECKSUM_AT, |c| checksum::apply_udp(c, t.l4_delta));
         }
+        // The CRC is over the whole packet and knows no addresses: a fragment's stays, with its ports.
+        proto::SCTP if meta.frag != 0 => {}
         proto::SCTP => {
             put_ports(transport, t);
             let end = usize::from(meta.l3_len).saturating_sub(l4 - l3).min(transport.len());

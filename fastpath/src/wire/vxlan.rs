@@ -111,7 +111,7 @@ pub struct Inner {
 }
 
 /// Finds the inner frame of a UDP datagram that `parse` accepted. The outer UDP checksum is not looked at:
-/// [`outer_checksum_ok`].
+/// RFC 7348 4.3 lets a VTEP skip that whole pass over the packet, and the inner packet has sums of its own.
 ///
 /// # Errors
 /// [`Error`] when the VXLAN header is cut short or has no I flag.
@@ -122,19 +122,6 @@ pub fn inner(frame: &[u8], meta: &Meta) -> Result<Inner, Error> {
     let length = udp::Packet::new_unchecked(datagram).length();
     let headers = len16(udp::HEADER_LEN + HEADER_LEN);
     Ok(Inner { vni, start: meta.l4.saturating_add(headers), end: meta.l4.saturating_add(length) })
-}
-
-/// Whether the outer UDP checksum is right, absent, or left by the sender's kernel for hardware.
-///
-/// Call it after [`partial::finish`](super::partial::finish) of the inner packet: Linux computes the outer sum as
-/// if the inner one were finished already (local checksum offload). A whole pass over the packet; RFC 7348 4.3 lets a
-/// VTEP skip it, and a frame that a NIC received has been checked by the NIC.
-#[must_use]
-pub fn outer_checksum_ok(frame: &[u8], meta: &Meta, src: Ip, dst: Ip) -> bool {
-    let datagram = frame.get(usize::from(meta.l4)..).unwrap_or_default();
-    let p = udp::Packet::new_unchecked(datagram);
-    p.verify_checksum(src, dst)
-        || p.checksum() == pseudo_header(src, dst, proto::UDP, u32::from(p.length())).fold()
 }
 
 /// Everything in front of the inner IP packet.

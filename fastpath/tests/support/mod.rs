@@ -29,10 +29,15 @@ pub fn in_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static
     }
 }
 
+/// Runs `program` with the words of `args`.
+pub fn run(program: &str, args: &str) {
+    let output = Command::new(program).args(args.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "{program} {args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Runs `ip` with the words of `args`.
 pub fn ip(args: &str) {
-    let output = Command::new("ip").args(args.split_whitespace()).output().unwrap();
-    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    run("ip", args);
 }
 
 /// A veth pair, both ends up, each with `queues` queues.

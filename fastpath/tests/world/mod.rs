@@ -1,5 +1,7 @@
 //! Nodes with services and an outside, and what the frames they send say.
 
+pub mod cut;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

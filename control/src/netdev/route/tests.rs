@@ -108,6 +108,23 @@ proptest! {
             prop_assert_eq!(table.lookup(ip, failed), naive(&routes, ip, &failed), "{}", ip);
         }
     }
+
+    #[test]
+    fn choices_are_the_lookup_longest_prefix_first(
+        routes in proptest::collection::vec(a_route(), 0..24),
+        ips in proptest::collection::vec(any::<bool>().prop_flat_map(an_ip), 1..12),
+        failed_link in 0u32..5,
+    ) {
+        let failed = |h: &Hop| h.gateway.is_some() && h.link == failed_link;
+        let routes: Vec<Route> = routes.into_iter().filter(|r| r.table != TABLE_LOCAL).collect();
+        let table: Routes = routes.iter().cloned().collect();
+        let choices: Vec<(IpNet, Lookup)> = table.choices(failed).collect();
+        for ip in ips {
+            let longest = choices.iter().filter(|(net, _)| net.contains(&ip)).max_by_key(|(net, _)| net.prefix_len());
+            let choice = longest.map_or(Lookup::Nothing, |(_, choice)| *choice);
+            prop_assert_eq!(choice, naive(&routes, ip, &failed), "{}", ip);
+        }
+    }
 }
 
 #[test]

@@ -112,16 +112,25 @@ impl Cli {
     /// Worker that serves queue 0 of a device, by `show ports`: a veth whose peer has one tx queue receives there.
     pub(crate) fn worker_of(&self, device: &str) -> Option<u64> {
         let ports = self.json(&["show", "ports"]);
-        let row = rows(&ports).into_iter().find(|row| row["name"] == device)?;
+        let row = rows(&ports["ports"]).into_iter().find(|row| row["name"] == device)?;
         row["queues"].as_array()?.iter().find(|queue| queue["queue"] == 0)?["worker"].as_u64()
     }
 
     /// XDP mode obtained by device, by `show ports`.
     pub(crate) fn modes(&self) -> BTreeMap<String, String> {
-        rows(&self.json(&["show", "ports"]))
+        rows(&self.json(&["show", "ports"])["ports"])
             .iter()
             .filter_map(|row| Some((row["name"].as_str()?.to_owned(), row["mode"].as_str()?.to_owned())))
             .collect()
+    }
+
+    /// Packets that an XDP program (`endpoint`, `uplink`) counted as `outcome`, by `show ports`.
+    pub(crate) fn xdp_count(&self, program: &str, outcome: &str) -> u64 {
+        let counters = rows(&self.json(&["show", "ports"])["xdp"]);
+        let found: Vec<_> =
+            counters.iter().filter(|c| c["program"] == program && c["outcome"] == outcome).collect();
+        assert_eq!(found.len(), 1, "each counter once: {counters:?}");
+        found[0]["packets"].as_u64().expect("a number")
     }
 
     /// Number of flows in the tables.

@@ -124,7 +124,7 @@ impl<R: Read + Send, W: Write + Send> Port for PcapPort<R, W> {
         n
     }
 
-    fn refill(&mut self, pool: &mut Pool) {
+    fn refill(&mut self, pool: &mut Pool) -> bool {
         for frame in self.done.drain(..) {
             pool.put(frame);
         }
@@ -137,6 +137,7 @@ impl<R: Read + Send, W: Write + Send> Port for PcapPort<R, W> {
             let Some(frame) = self.ready.pop() else { break };
             pool.put(frame);
         }
+        false
     }
 
     fn wake(&self) -> Option<BorrowedFd<'_>> {
@@ -147,10 +148,11 @@ impl<R: Read + Send, W: Write + Send> Port for PcapPort<R, W> {
         self.stats
     }
 
-    fn close(mut self: Box<Self>, pool: &mut Pool) {
+    fn close(mut self: Box<Self>, pool: &mut Pool) -> usize {
         self.input = None;
         self.refill(pool);
         // Nobody is left to tell: who must know calls `flush` first.
         let _ = self.flush();
+        0
     }
 }

@@ -89,9 +89,13 @@ pub struct OpenConfig {
     /// Most frames the kernel gets for receiving, read or not; 0 for the default.
     ///
     /// Default: the whole fill ring, so that a burst is kept while the worker is with others or its core is taken.
-    /// In copy mode a quiet port gets 64 only (one NAPI budget), and more as bursts demand it: hundreds of pods would
-    /// otherwise lock up all frames.
     pub fill_target: u32,
+    /// Frames the kernel gets to begin with in copy mode, at least 64 (one NAPI budget).
+    ///
+    /// Bursts that take more than half raise it to `fill_target`. It begins at 64, as hundreds of quiet pods would
+    /// otherwise lock up all frames, which nothing but traffic brings back. For the few ports that are sure to be
+    /// busy, more saves the first burst.
+    pub fill_start: u32,
     /// Busy polling; `None` leaves reception to the kernel's own scheduling.
     pub busy_poll: Option<BusyPoll>,
     /// Frames of private memory: the size of that of a zero-copy port (0: 4096), and when not 0 a copy-mode port
@@ -108,6 +112,7 @@ impl Default for OpenConfig {
             rx_ring: 512,
             tx_ring: 512,
             fill_target: 0,
+            fill_start: 0,
             busy_poll: None,
             private_frames: 0,
         }

@@ -24,8 +24,10 @@ use crate::io::{Frame, Pool, Port, PortStats};
 const BATCH: usize = 256;
 /// Frames lent for receiving to a quiet copy-mode port: one NAPI budget.
 const FILL_FLOOR: usize = 64;
-/// A new port gets at most this part of the frames that are left, or the floor.
-const FILL_PART: usize = 16;
+/// By this much the fill level grows when a burst took more than half.
+const FILL_GROWTH: usize = 4;
+/// Refills in a row of a calm port before its fill level is halved, while frames are scarce.
+const FILL_CALM: u32 = 64;
 /// Frames that a port on shared memory keeps to copy packets of private memory into, as it meets them: from
 /// the floor to the ceiling by doubling, and none after so many refills without such a packet.
 const SPARE_FLOOR: usize = 32;
@@ -35,6 +37,8 @@ const SPARE_REFILLS: u32 = 1 << 16;
 const SHORTEST: usize = 14;
 /// Kicks in a row that may send nothing before the rest is left to the next `tx` or `refill`.
 const STALLED_KICKS: u32 = 4;
+/// Refills in a row that may send nothing before the worker need not hurry to the next: some milliseconds.
+const STALLED_REFILLS: u32 = 1 << 10;
 /// Time between two attempts to send on a device that is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(100);
 /// How long `close` waits for packets in flight: until the kernel has let go of them.
@@ -55,7 +59,9 @@ enum Link {
 #[derive(Debug)]
 pub struct XskPort {
     rings: Rings,
-    holder: Holder,
+    /// What the kernel holds, apart for each direction: `close` can be sure of the one before the other.
+    rx_holder: Holder,
+    tx_holder: Holder,
     source: Source,
     layout: DescLayout,
     zero_copy: bool,
@@ -64,12 +70,20 @@ pub struct XskPort {
     /// Entries of the tx ring, and of the completion ring.
     tx_ring: u32,
     comp_ring: usize,
+    fill_ring: usize,
     rx_held: usize,
     tx_held: usize,
     fill_target: usize,
+    fill_floor: usize,
     fill_max: usize,
+    /// Frames in the fill ring after the last refill.
+    fill_level: usize,
+    /// Refills in a row that found the fill ring at three quarters or more.
+    fill_calm: u32,
     /// Descriptors were left in the tx ring by the last kick.
     tx_pending: bool,
+    /// Refills in a row whose kicks sent nothing of it.
+    stalled: u32,
     link: Link,
     rx_descs: Box<[FrameDesc]>,
     tx_descs: Vec<FrameDesc>,
@@ -110,26 +124,32 @@ impl XskPort {
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(fd, sndbuf);
         }
         let fill_ring = umem.fill_ring as usize;
-        let floor = if zero_copy { fill_ring } else { FILL_FLOOR };
         let fill_max =
             if config.fill_target == 0 { fill_ring } else { config.fill_target as usize }.min(fill_ring);
+        let fill_floor = if zero_copy { fill_ring } else { FILL_FLOOR }.min(fill_max).max(1);
         let spare = match &mut source {
             Source::Shared(_) => Vec::with_capacity(SPARE_CEILING),
             Source::Private(private) => core::mem::take(&mut private.free),
         };
         Ok(Self {
-            holder: source.memory().region.holder(),
+            rx_holder: source.memory().region.holder(),
+            tx_holder: source.memory().region.holder(),
             layout: source.memory().layout,
             zero_copy,
             busy_poll: config.busy_poll.is_some(),
             tx_budget,
             tx_ring: config.tx_ring,
             comp_ring: umem.completion_ring as usize,
+            fill_ring,
             rx_held: 0,
             tx_held: 0,
-            fill_target: floor.min(fill_max).max(1),
+            fill_target: (config.fill_start as usize).min(fill_max).max(fill_floor),
+            fill_floor,
             fill_max,
+            fill_level: 0,
+            fill_calm: 0,
             tx_pending: false,
+            stalled: 0,
             link: Link::Up,
             rx_descs: vec![FrameDesc::default(); BATCH].into(),
             tx_descs: Vec::with_capacity((config.tx_ring as usize).max(BATCH)),
@@ -219,7 +239,7 @@ impl XskPort {
         let mut n = 0;
         for frame in frames.iter().take(max) {
             let short = frame.len() < SHORTEST;
-            if short || !self.holder.region().contains(frame) {
+            if short || !self.tx_holder.region().contains(frame) {
                 if !short && copies == 0 {
                     self.spare_target = (self.spare_target * 2).clamp(SPARE_FLOOR, SPARE_CEILING);
                 }
@@ -242,14 +262,13 @@ impl XskPort {
             self.returns.push(frame);
             return;
         }
-        let lent = match self.holder.lend(frame) {
+        let lent = match self.tx_holder.lend(frame) {
             Ok(addr) => Some(addr),
             Err(foreign) => {
-                let copy = self.spare.pop().and_then(|mut copy| copy.fill(foreign.data()).then_some(copy));
-                self.returns.push(foreign);
-                self.stats.tx_copied += 1;
                 self.spare_unused = 0;
-                copy.and_then(|copy| self.holder.lend(copy).ok())
+                let copy = self.copy_of(&foreign);
+                self.returns.push(foreign);
+                copy.and_then(|copy| self.tx_holder.lend(copy).ok())
             }
         };
         let Some(addr) = lent else {
@@ -261,6 +280,17 @@ impl XskPort {
         self.tx_descs.push(self.layout.desc(addr, len));
     }
 
+    /// A copy in this port's memory, if it fits there.
+    fn copy_of(&mut self, foreign: &Frame) -> Option<Frame> {
+        let mut copy = self.spare.pop()?;
+        if copy.fill(foreign.data()) {
+            self.stats.tx_copied += 1;
+            return Some(copy);
+        }
+        self.spare.push(copy);
+        None
+    }
+
     /// Takes sent frames back.
     fn reap(&mut self, pool: &mut Pool) {
         while self.tx_held > 0 {
@@ -268,7 +298,7 @@ impl XskPort {
             let n = unsafe { self.rings.comp.consume(&mut self.rx_descs) };
             for desc in self.rx_descs.iter().take(n) {
                 // SAFETY: the kernel puts a frame into the completion ring when it is done with it.
-                match unsafe { self.holder.take(desc.addr(), 0) } {
+                match unsafe { self.tx_holder.take(desc.addr(), 0) } {
                     Some(frame) => give(&mut self.source, &mut self.spare, frame, pool),
                     None => self.stats.ring_errors += 1,
                 }
@@ -289,17 +319,14 @@ impl XskPort {
             return;
         }
         let surplus = self.surplus(pool);
-        if self.stats.rx_filled == 0 {
-            // Where frames are plenty, start with many: no burst is lost to the growing. A port gets no more than
-            // a part of what is left, so that hundreds can be opened.
-            self.fill_target = (surplus / FILL_PART).clamp(self.fill_target, self.fill_max);
-        } else if missing * 2 > self.fill_target {
-            // More than half gone since the last refill: bursts are larger than the target.
-            self.fill_target = (self.fill_target * 2).min(self.fill_max);
-        }
+        // What the kernel has left, not what is missing: of a burst that waits in the rx ring a worker reads only a
+        // part before it refills.
+        let left = self.fill_ring.saturating_sub(self.rings.fill.nb_free_exact() as usize);
+        let shared = matches!(self.source, Source::Shared(_));
+        self.follow_load(left, shared && surplus * 4 < pool.share());
         let missing = self.fill_target.saturating_sub(self.rx_held);
         let missing = missing.min(surplus.max(FILL_FLOOR.saturating_sub(self.rx_held)));
-        let room = self.rings.fill.nb_free(u32::try_from(missing).unwrap_or(u32::MAX)) as usize;
+        let room = self.fill_ring - left.min(self.fill_ring);
         self.tx_descs.clear();
         for _ in 0..missing.min(room).min(self.tx_descs.capacity()) {
             let frame = match self.source {
@@ -307,7 +334,7 @@ impl XskPort {
                 Source::Private(_) => self.spare.pop(),
             };
             let Some(frame) = frame else { break };
-            match self.holder.lend(frame) {
+            match self.rx_holder.lend(frame) {
                 Ok(addr) => self.tx_descs.push(self.layout.desc(addr, 0)),
                 Err(foreign) => {
                     // A pool of other memory: nothing in it helps.
@@ -321,7 +348,25 @@ impl XskPort {
         let filled = unsafe { self.rings.fill.produce(&self.tx_descs) };
         debug_assert_eq!(filled, self.tx_descs.len());
         self.rx_held += filled;
+        self.fill_level = left + filled;
         self.stats.rx_filled += filled as u64;
+    }
+
+    /// Sets the fill level by what a refill found `left` of it in the fill ring.
+    fn follow_load(&mut self, left: usize, scarce: bool) {
+        // Less than the target is there to begin with when frames are scarce, and none before the first refill.
+        let had = self.fill_level.min(self.fill_target);
+        if left * 2 < had {
+            self.fill_target = (self.fill_target * FILL_GROWTH).min(self.fill_max);
+        }
+        self.fill_calm = if left * 4 < had * 3 { 0 } else { self.fill_calm + 1 };
+        if self.fill_calm >= FILL_CALM {
+            self.fill_calm = 0;
+            if scarce {
+                // Nothing comes back by that: the ring is not filled up again, and drains with what is received.
+                self.fill_target = (self.fill_target / 2).max(self.fill_floor);
+            }
+        }
     }
 
     /// Keeps frames to copy into, for as long as they are used.
@@ -332,7 +377,7 @@ impl XskPort {
         }
         while self.spare.len() < self.spare_target {
             let Some(frame) = pool.get() else { break };
-            if !self.holder.region().contains(&frame) {
+            if !self.tx_holder.region().contains(&frame) {
                 self.stats.ring_errors += 1;
                 self.returns.push(frame);
                 break;
@@ -368,7 +413,7 @@ impl XskPort {
             let n = unsafe { self.rings.rx.consume(descs) };
             for desc in descs.iter().take(n) {
                 // SAFETY: the kernel puts a frame into the rx ring when the packet is complete, and forgets it.
-                match unsafe { self.holder.take(desc.addr(), desc.lengths().data()) } {
+                match unsafe { self.rx_holder.take(desc.addr(), desc.lengths().data()) } {
                     Some(frame) => {
                         self.stats.rx_bytes += frame.len() as u64;
                         out.push(frame);
@@ -413,11 +458,8 @@ impl Port for XskPort {
             return 0;
         }
         if self.link != Link::Up {
-            // Not kept for when the device is up again: packets would be stale by then.
-            let n = frames.len().min(self.returns.capacity() - self.returns.len());
-            self.returns.extend(frames.drain(..n));
-            self.stats.tx_errors += n as u64;
-            return n;
+            // Not queued for when the device is up again: packets would be stale by then.
+            return 0;
         }
         // No more on the way than the completion ring can take back, or the kernel stops sending.
         let room = self.rings.tx.nb_free(u32::try_from(frames.len()).unwrap_or(u32::MAX)) as usize;
@@ -439,14 +481,16 @@ impl Port for XskPort {
         n
     }
 
-    fn refill(&mut self, pool: &mut Pool) {
+    fn refill(&mut self, pool: &mut Pool) -> bool {
         self.reap(pool);
         if self.tx_pending {
+            let before = self.unsent();
             match self.link {
                 Link::Up => self.kick(),
                 Link::Down(since) if since.elapsed() >= DOWN_PAUSE => self.kick(),
                 Link::Down(_) | Link::Gone => {}
             }
+            self.stalled = if self.unsent() < before { 0 } else { self.stalled.saturating_add(1) };
         } else if self.link != Link::Gone {
             self.link = Link::Up;
         }
@@ -468,6 +512,11 @@ impl Port for XskPort {
         if (self.zero_copy || filled != self.stats.rx_filled) && self.rings.fill.needs_wakeup() {
             self.kick_rx();
         }
+        self.tx_pending && self.link == Link::Up && self.stalled < STALLED_REFILLS
+    }
+
+    fn up(&self) -> bool {
+        self.link == Link::Up
     }
 
     fn wake(&self) -> Option<BorrowedFd<'_>> {
@@ -492,21 +541,25 @@ impl Port for XskPort {
     ///
     /// Not for a worker's loop: it waits up to 20 ms for packets in flight, and then for the kernel to unbind the
     /// socket (an RCU grace period). Let the control thread do it, with an empty pool on the workers' exchange.
-    fn close(mut self: Box<Self>, pool: &mut Pool) {
+    ///
+    /// Packets that are still in flight after that stay with the kernel for good.
+    fn close(mut self: Box<Self>, pool: &mut Pool) -> usize {
         // A driver may send a packet from the frame itself (IFF_TX_SKB_NO_LINEAR, as virtio_net does): only the
         // completion says that it is done. On a veth it is a copy, and the wait is over at once.
+        let mut sent = false;
         for _ in 0..CLOSE_POLLS {
             self.reap(pool);
             if self.link == Link::Up && self.tx_pending {
                 self.kick();
             }
             // Descriptors left in the tx ring will never be read: they need no waiting for.
-            if self.tx_held <= self.unsent() as usize {
+            sent = self.tx_held <= self.unsent() as usize;
+            if sent {
                 break;
             }
             std::thread::sleep(CLOSE_PAUSE);
         }
-        let Self { rings, mut holder, source, spare, returns, .. } = *self;
+        let Self { rings, mut rx_holder, mut tx_holder, tx_held, source, spare, returns, .. } = *self;
         // Unmaps the rings and closes the socket. The kernel unbinds it (no packet is received into a frame from then
         // on, `synchronize_net` in xsk_unbind_dev) before the call returns, for nobody else has the fd.
         drop(rings);
@@ -518,13 +571,21 @@ impl Port for XskPort {
                 for frame in spare {
                     pool.put(frame);
                 }
-                // SAFETY: see above: in copy mode nothing but the socket's own calls and its receive path touch frames.
-                unsafe { holder.take_all(|frame| pool.put(frame)) };
+                // SAFETY: see above: in copy mode only the socket's receive path writes to these frames.
+                unsafe { rx_holder.take_all(|frame| pool.put(frame)) };
+                if !sent {
+                    return tx_held;
+                }
+                // SAFETY: the kernel has said of each packet it took from the tx ring that it is done with it, and
+                // takes no more.
+                unsafe { tx_holder.take_all(|frame| pool.put(frame)) };
+                0
             }
             Source::Private(mut private) => {
-                drop(holder);
+                drop((rx_holder, tx_holder));
                 private.free = spare;
                 private.close();
+                0
             }
         }
     }

@@ -18,7 +18,7 @@ fn run(frame: &[u8], offset: u16) -> (Parsed, Meta, FlowKey) {
     let mut key = FlowKey { sport: 7, dport: 7, proto: 7, ..FlowKey::EMPTY };
     let parsed = parse(frame, offset, &mut meta, &mut key);
     assert_eq!((meta.hash, meta.ingress, meta.egress), (1, PortId(2), PortId(3)));
-    assert_eq!((meta.tunnel, meta.next_hop, meta.mtu), (4, 5, 6));
+    assert_eq!((meta.tunnel, meta.next_hop), (4, 5));
     assert!(meta.has(flags::DECAPPED));
     meta.flags &= !flags::DECAPPED;
     (parsed, meta, key)
@@ -32,12 +32,11 @@ fn dirty() -> Meta {
         egress: PortId(3),
         tunnel: 4,
         next_hop: 5,
-        mtu: 6,
         l3: 99,
         l4: 99,
         l3_len: 99,
         proto: 99,
-        flags: !flags::LOCAL_ORIGIN,
+        flags: u8::MAX,
         tcp_flags: 99,
         icmp_type: 99,
         icmp_code: 99,

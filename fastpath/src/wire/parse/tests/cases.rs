@@ -57,10 +57,10 @@ fn common_frames_take_the_fast_arm() {
 #[test]
 fn flags_of_a_previous_packet_are_cleared_but_not_others() {
     let (src, dst) = v4_ends();
-    let mut meta = Meta { flags: flags::LOCAL_ORIGIN | flags::ICMP_ERROR | flags::V6, ..Meta::default() };
+    let mut meta = Meta { flags: flags::DECAPPED | flags::ICMP_ERROR | flags::V6, ..Meta::default() };
     let frame = Spec { df: false, ..Spec::udp(src, dst, 1, 2) }.build();
     assert_eq!(parse(&frame, 0, &mut meta, &mut FlowKey::EMPTY.clone()), Parsed::Ip);
-    assert_eq!(meta.flags, flags::LOCAL_ORIGIN);
+    assert_eq!(meta.flags, flags::DECAPPED);
     assert_eq!((meta.tunnel, meta.egress), (NO_INDEX, PortId::NONE));
 }
 
