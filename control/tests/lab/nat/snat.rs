@@ -75,7 +75,11 @@ fn echo_identifiers_are_translated() {
             (&lab.node("a").ns, lab.node("a").ip(family)),
         ]
         .into_iter()
-        .map(|(ns, own)| ns.run(|| raw_here(own, protocol)).unwrap())
+        .map(|(ns, own)| {
+            // The first packet of all may wait for a neighbour to be resolved.
+            assert!(icmp::reachable(ns, to), "{family:?}");
+            ns.run(|| raw_here(own, protocol)).unwrap()
+        })
         .collect();
         for sequence in 0..10 {
             for socket in &sockets {

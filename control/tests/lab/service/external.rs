@@ -111,6 +111,10 @@ fn node_ports_by_sctp() {
     for via in ["a", "b"] {
         for family in Family::BOTH {
             let to = node_port(&lab, via, family);
+            // No INIT is sent twice: neighbours are to be resolved before.
+            for pod in ["a1", "b1"] {
+                assert!(icmp::reachable(&lab.pod(pod).ns, outside(family)));
+            }
             let numbers: BTreeSet<_> = (0..20)
                 .map(|i| {
                     let own = outside(family);
