@@ -163,12 +163,20 @@ impl Daemon {
         }
         let max_mtu = max_mtu(self.config.memory.frame_size);
         let (uplinks, errors) = select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu);
-        let kept =
-            self.attacher.attached().filter(|a| a.port.role == PortRole::Uplink).map(|a| &*a.port.name);
-        let kept = kept.filter(|name| errors.iter().any(|e| e.keeps(name))).map(str::to_owned);
-        for name in uplinks.into_iter().map(|u| u.link.name).chain(kept) {
+        let attached: Vec<&str> = self
+            .attacher
+            .attached()
+            .filter(|a| a.port.role == PortRole::Uplink)
+            .map(|a| &*a.port.name)
+            .collect();
+        // While this node is not known, nothing is known to be for us. A program that an earlier run left on the uplink
+        // knows: it stays, and drops.
+        let known = self.update.model.nodes.contains_key(&self.node);
+        let chosen = uplinks.iter().map(|u| &*u.link.name).filter(|name| known || attached.contains(name));
+        let kept = attached.iter().copied().filter(|name| errors.iter().any(|e| e.keeps(name)));
+        for name in chosen.chain(kept) {
             let entry = Wanted { role: PortRole::Uplink, pod: None, peer_mac: None, netns: None };
-            if wanted.insert(name.clone(), entry).is_some_and(|w| w.role != PortRole::Uplink) {
+            if wanted.insert(name.to_owned(), entry).is_some_and(|w| w.role != PortRole::Uplink) {
                 self.attach_problems.push(format!("{name}: is an uplink and named by a pod"));
             }
         }

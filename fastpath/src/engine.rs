@@ -197,7 +197,7 @@ impl Engine {
         for peer in self.peers.iter() {
             peer.ring();
         }
-        // None comes back to life: a worker takes only the published one.
+        // The one reference left is this one, and stays so: workers take only what is published.
         self.retired.retain(|s| Arc::strong_count(s) > 1);
     }
 

@@ -421,7 +421,7 @@ impl Worker {
             events: &self.events,
             packets: &mut self.packets,
         };
-        self.graph.run(&mut cx);
+        self.graph.run(&self.clock, &mut cx);
 
         let pool = &mut self.pool;
         for &i in self.graph.sent() {

@@ -265,7 +265,6 @@ fn deciders(counters: &[RuleCounter], rules: Rules) -> impl Iterator<Item = &Rul
 #[derive(Debug, Default)]
 pub struct Graph {
     lists: Lists,
-    clock: quanta::Clock,
     parse: nodes::Parse,
     decap: nodes::Decap,
     source: nodes::Source,
@@ -283,12 +282,11 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Runs all packets of the vector through the graph.
+    /// Runs all packets of the vector through the graph; `clock` tells the time of each node.
     ///
     /// Afterwards [`Graph::sent`] gives the packets to transmit, and frames of dropped packets lie in
     /// the vector still, to be given back to the pool.
-    pub fn run(&mut self, cx: &mut Context<'_>) {
-        let clock = &self.clock;
+    pub fn run(&mut self, clock: &quanta::Clock, cx: &mut Context<'_>) {
         self.lists.tx.clear();
         self.lists.parse.extend(cx.packets.numbers());
 

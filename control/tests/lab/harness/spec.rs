@@ -111,6 +111,8 @@ pub(crate) struct LabSpec {
     pub(crate) on_failure: &'static str,
     /// `xdp.stale_after_ms`.
     pub(crate) stale_after_ms: u64,
+    /// Leaves `uplink.interfaces` empty: the device of the default route is taken.
+    pub(crate) uplink_by_route: bool,
     /// `workers.cores`.
     pub(crate) cores: Vec<usize>,
     /// More of the config file: whole sections.
@@ -131,6 +133,7 @@ impl Default for LabSpec {
             xdp_mode: "auto",
             on_failure: "drop",
             stale_after_ms: STALE_AFTER_MS,
+            uplink_by_route: false,
             cores: Vec::new(),
             more_config: String::new(),
         }

@@ -28,6 +28,7 @@ fn port_unreachable(client: &NetNs, to: SocketAddr, what: &str) {
 #[test]
 fn a_backend_without_a_socket() {
     let lab = service::lab();
+    service::external::acquaint(&lab);
     for backend in ["a2", "b2"] {
         serve_ready(&lab, &[backend], &service::external::spec(&json!({})));
         for family in Family::BOTH {
@@ -46,6 +47,7 @@ fn a_backend_without_a_socket() {
 #[test]
 fn the_outside_without_a_socket() {
     let lab = Lab::start(LabSpec::default());
+    service::external::acquaint(&lab);
     for family in Family::BOTH {
         for pod in ["a1", "b1"] {
             let to = SocketAddr::new(underlay(0, OUTSIDE, family), 9);
@@ -58,6 +60,7 @@ fn the_outside_without_a_socket() {
 #[test]
 fn a_client_that_is_gone() {
     let lab = service::lab();
+    service::external::acquaint(&lab);
     for backend in ["a2", "b2"] {
         serve_ready(&lab, &[backend], &service::external::spec(&json!({})));
         for family in Family::BOTH {

@@ -63,6 +63,15 @@ fn route_through(lab: &Lab, via: &str) {
     }
 }
 
+/// Nodes and outside know each other's MAC addresses: what is sent once is not lost to a neighbour unresolved.
+pub(crate) fn acquaint(lab: &Lab) {
+    for pod in ["a1", "b1"] {
+        for family in Family::BOTH {
+            assert!(icmp::reachable(&lab.pod(pod).ns, outside(family)), "{pod} to the outside, {family:?}");
+        }
+    }
+}
+
 /// Nothing answers, by TCP or UDP.
 fn must_be_silent(lab: &Lab, to: SocketAddr, what: &str) {
     let error = lab.outside.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(900)));
@@ -108,13 +117,10 @@ fn node_ports_by_sctp() {
         .map(|(pod, n, f)| SctpServer::start(&pod.ns, pod.ip(f), TARGET, n).unwrap())
         .collect();
     serve_ready(&lab, &["a2", "b2"], &spec(&json!({})));
+    acquaint(&lab);
     for via in ["a", "b"] {
         for family in Family::BOTH {
             let to = node_port(&lab, via, family);
-            // No INIT is sent twice: neighbours are to be resolved before.
-            for pod in ["a1", "b1"] {
-                assert!(icmp::reachable(&lab.pod(pod).ns, outside(family)));
-            }
             let numbers: BTreeSet<_> = (0..20)
                 .map(|i| {
                     let own = outside(family);
