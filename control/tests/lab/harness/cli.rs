@@ -154,6 +154,17 @@ impl Status {
         self.0["acked_generation"].as_u64().unwrap_or(0)
     }
 
+    /// Whether every worker has acknowledged the newest snapshot.
+    pub(crate) fn all_acknowledged(&self) -> bool {
+        self.0["acked_generation"] == self.0["generation"]
+    }
+
+    /// Whether the source was read in full at `moment` or later.
+    pub(crate) fn read_since(&self, moment: jiff::Timestamp) -> bool {
+        let read = self.0["last_sync"]["at"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+        read.is_some_and(|read| read.as_millisecond() >= moment.as_millisecond())
+    }
+
     /// What is wrong, in the daemon and in its source, as text.
     pub(crate) fn complaints(&self) -> String {
         format!("degraded {}, problems {}", self.0["degraded"], self.0["problems"])
