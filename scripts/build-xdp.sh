@@ -6,17 +6,23 @@
 #
 # Nobody needs this to build or run fastpath: the objects are committed. It needs root only to install
 # what is missing, and Debian 12, because the bytes depend on the compiler: Debian's rustc, cargo and
-# LLVM 22, and bpf-linker. They are the same from any folder and any home.
+# LLVM 22 in the versions below, and bpf-linker. They are the same from any folder and any home.
 #
-# Exit codes: 0 built, or the same; 1 something failed; 2 wrong usage; 4 the objects differ from the
-# source. Under another compiler than the one that obj/toolchain.txt names, --check cannot compare
-# bytes: it then builds, compares the digest of the sources, and says so.
+# Exit codes: 0 built, or the same; 1 something failed; 2 wrong usage; 3 --check could not compare, for
+# it has not the toolchain that obj/toolchain.txt names: it says so, and what it could check (the digests
+# of the sources; that they build) is right; 4 the objects differ from the source.
 set -euo pipefail
 export LC_ALL=C
 
 BPF_LINKER=0.13.0
 LLVM=22
-PACKAGES=(rustc-web cargo-web rust-web-src "llvm-$LLVM-dev" "libpolly-$LLVM-dev")
+# Debian 12's security archive offers these; once it has newer ones, what it has is taken instead.
+RUST_PACKAGE=1.96.0+dfsg1-1~deb12u2
+LLVM_PACKAGE=1:22.1.8-1~deb12u1
+PACKAGES=(
+    "rustc-web=$RUST_PACKAGE" "cargo-web=$RUST_PACKAGE" "rust-web-src=$RUST_PACKAGE"
+    "llvm-$LLVM-dev=$LLVM_PACKAGE" "libpolly-$LLVM-dev=$LLVM_PACKAGE"
+)
 OBJECTS=(redirect traffic)
 
 say() { printf 'build-xdp: %s\n' "$*" >&2; }
@@ -36,21 +42,46 @@ obj=$root/xdp-redirect/obj
 llvm_bin=/usr/lib/llvm-$LLVM/bin
 tools=${FASTPATH_TOOLS:-$root/target/tools}
 
+# What keeps the build from being made: a failure, unless only a comparison was asked for.
+cannot() {
+    [ $check = 1 ] || die "$@"
+    say "NOT COMPARED: $*"
+    exit 3
+}
+
+# What the objects are made from, by content and by name.
+sources() {
+    (cd "$root/xdp-redirect" && sha256sum src/abi.rs src/abi_traffic.rs ebpf/Cargo.toml ebpf/Cargo.lock ebpf/src/*.rs)
+}
+
+# This much can be said without any toolchain.
+if [ $check = 1 ] && ! diff <(grep -E '^[0-9a-f]{64}  ' "$obj/toolchain.txt") <(sources) >&2; then
+    say "the sources have changed since the objects were built: run scripts/build-xdp.sh and commit"
+    exit 4
+fi
+
 # --- the toolchain ------------------------------------------------------------------------------
 
 missing=()
 for package in "${PACKAGES[@]}"; do
-    [ "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)" = 'install ok installed' ] || missing+=("$package")
+    [ "$(dpkg-query -W -f '${Status}' "${package%%=*}" 2>/dev/null || true)" = 'install ok installed' ] ||
+        missing+=("$package")
 done
 # The linker of the build scripts.
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 if [ ${#missing[@]} -gt 0 ]; then
-    command -v apt-get >/dev/null || die "needs the Debian 12 packages: ${missing[*]}"
+    command -v apt-get >/dev/null || cannot "needs the Debian 12 packages ${missing[*]}"
     say "installing ${missing[*]}"
     sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
-    $sudo apt-get update -q >&2
-    $sudo env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=600 "${missing[@]}" >&2
+    apt_install() {
+        $sudo env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=600 "$@" >&2
+    }
+    $sudo apt-get update -q >&2 || say "apt-get update failed"
+    apt_install "${missing[@]}" || {
+        say "not in these versions: taking those there are"
+        apt_install "${missing[@]%%=*}" || cannot "apt-get could not install ${missing[*]%%=*}"
+    }
 fi
 
 # Debian's own compiler and cargo, whatever rustup has first in PATH, and none of the caller's flags.
@@ -71,7 +102,7 @@ done
 if [ -z "$linker" ]; then
     say "installing bpf-linker $BPF_LINKER into $tools (about two minutes)"
     "$cargo" install bpf-linker --version "$BPF_LINKER" --no-default-features --features "llvm-$LLVM" \
-        --root "$tools" >&2
+        --root "$tools" >&2 || cannot "bpf-linker $BPF_LINKER could not be installed"
     linker=$tools/bin/bpf-linker
 fi
 
@@ -80,11 +111,6 @@ toolchain() {
     "$RUSTC" --version --verbose | grep '^LLVM version'
     "$cargo" --version
     "$linker" --version
-}
-
-# What the objects are made from, by content and by name.
-sources() {
-    (cd "$root/xdp-redirect" && sha256sum src/abi.rs src/abi_traffic.rs ebpf/Cargo.toml ebpf/Cargo.lock ebpf/src/*.rs)
 }
 
 # --- the build ----------------------------------------------------------------------------------
@@ -126,14 +152,9 @@ fi
 
 lines=$(toolchain | wc -l)
 if ! cmp -s <(head -n "$lines" "$obj/toolchain.txt") <(toolchain); then
-    say "NOT COMPARED BIT FOR BIT: the committed objects were made by another toolchain:"
     diff <(head -n "$lines" "$obj/toolchain.txt") <(toolchain) >&2 || true
-    if ! diff <(tail -n "+$((lines + 1))" "$obj/toolchain.txt") <(sources) >&2; then
-        say "the sources have changed since the objects were built: run scripts/build-xdp.sh"
-        exit 4
-    fi
-    say "the sources build, and are those that the committed objects were made from"
-    exit 0
+    cannot "the committed objects were made by another toolchain, as shown. The sources build, and are" \
+        "those that the committed objects were made from"
 fi
 bad=0
 for file in "${OBJECTS[@]/%/.o}" toolchain.txt; do

@@ -3,7 +3,7 @@
 #
 #   scripts/demo.sh          install what is missing, build, show, remove everything again
 #   scripts/demo.sh --keep   leave it up and print commands to try
-#   scripts/demo.sh --down   remove what --keep left
+#   scripts/demo.sh --down   remove what --keep left, and end what runs inside it
 #
 # Nodes and pods are network namespaces (fpdemo-*); nothing outside of them is touched. Exits with 1
 # when any check fails. Root is needed for namespaces and XDP: as a normal user it builds as you and asks

@@ -6,6 +6,8 @@
 #   scripts/test.sh --lab [NAME]  lab tests only: all, or those whose name contains NAME, with their output
 #   scripts/test.sh --deep        everything, then Miri, sanitizers and the licence check
 #
+# FASTPATH_ALLOW_UNCOMPARED=1   the toolchain that made the committed XDP objects need not be had
+#
 # Tests make network namespaces, attach XDP programs and open AF_XDP sockets: they run as root. As a normal
 # user this builds as you and asks sudo to run what was built.
 set -euo pipefail
@@ -13,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 . scripts/lib/setup.sh
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' scripts/test.sh; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' scripts/test.sh; }
 
 mode=all
 lab_filter=()
@@ -84,6 +86,24 @@ provide_bpffs() {
     mounted_bpffs=yes
 }
 
+# Whether the committed XDP objects are what their source gives. Not to have been able to compare is no pass.
+xdp_objects() {
+    local name="XDP objects are what the source gives" code=0
+    title "$name"
+    scripts/build-xdp.sh --check || code=$?
+    case "$code" in
+        0) good "$name" ;;
+        3)
+            if [ "${FASTPATH_ALLOW_UNCOMPARED-}" = 1 ]; then
+                note "NOT COMPARED: FASTPATH_ALLOW_UNCOMPARED=1 lets that be; it counts neither as passed nor as failed"
+            else
+                bad "$name" "NOT COMPARED, for want of the toolchain; FASTPATH_ALLOW_UNCOMPARED=1 goes on without"
+            fi
+            ;;
+        *) bad "$name" "ended with code $code" ;;
+    esac
+}
+
 lab() {
     cargo test -p fastpath-control --test lab -- --test-threads=1 "$@"
 }
@@ -122,6 +142,7 @@ deep() {
 
 title "Setting up"
 setup
+install_packages shellcheck
 provide_bpffs
 export CARGO_TERM_COLOR=never RUST_BACKTRACE=${RUST_BACKTRACE:-1}
 if [ "$(id -u)" != 0 ]; then
@@ -136,13 +157,11 @@ if [ "$mode" != lab ]; then
     step "Lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
     step "Lints of the lab" cargo clippy -p fastpath-control --test lab --quiet -- -D warnings
     step "Documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet --document-private-items
-    if command -v shellcheck >/dev/null; then
-        step "Shell scripts" shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run
-    fi
+    step "Shell scripts" shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run
     tests "Unit and property tests" cargo test --workspace --no-fail-fast
 fi
 if [ "$mode" = all ] || [ "$mode" = deep ]; then
-    step "XDP objects are what the source gives" scripts/build-xdp.sh --check
+    xdp_objects
 fi
 case "$mode" in
     all | deep) tests "Lab" lab ;;

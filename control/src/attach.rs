@@ -2,9 +2,10 @@
 //! the XDP program; and takes all of it back when the device or its pod goes.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fastpath::engine::{Engine, EngineError};
 use fastpath::io::frame::HEADROOM;
@@ -124,6 +125,8 @@ pub struct Attacher {
     preparer: Preparer,
     config: AttachConfig,
     attached: BTreeMap<Arc<str>, Attached>,
+    /// Devices whose sockets could not be opened at the last attempt.
+    refused: BTreeSet<String>,
     /// Numbers given back, oldest first, with the generation from which no worker knows them any more.
     freed: VecDeque<(PortId, u32)>,
     next_id: u16,
@@ -146,6 +149,7 @@ impl Attacher {
             preparer,
             config,
             attached: BTreeMap::new(),
+            refused: BTreeSet::new(),
             freed: VecDeque::new(),
             next_id: 0,
         }
@@ -185,17 +189,22 @@ impl Attacher {
                 problems.push((name.to_string(), e));
             }
         }
+        self.refused.retain(|name| wanted.contains_key(name));
         for (name, wanted) in wanted {
             match self.attached.get_mut(name.as_str()) {
                 Some(attached) => {
                     attached.take_on(wanted);
                     follow(attached, view);
                 }
-                None => {
-                    if let Err(e) = self.attach(name, wanted, view) {
+                None => match self.attach(name, wanted, view) {
+                    Ok(()) => drop(self.refused.remove(name)),
+                    Err(e) => {
+                        if matches!(e, AttachError::Socket(_)) {
+                            self.refused.insert(name.clone());
+                        }
                         problems.push((name.clone(), e));
                     }
-                }
+                },
             }
         }
         problems
@@ -276,8 +285,11 @@ impl Attacher {
                 config.mode = xsk::Mode::Copy;
             }
             if wanted.role != PortRole::Pod {
-                // There is one for all pods: its first burst is none that it could grow with.
+                // It carries the traffic of all pods: the first burst is not to be lost to the growing.
                 config.fill_start = config.rx_ring;
+            }
+            if self.refused.contains(&link.name) {
+                config.wait = WAIT_AGAIN;
             }
             let port = self.umem.open(&config)?;
             parts.zero_copy &= port.zero_copy();
@@ -427,6 +439,9 @@ struct Parts {
     zero_copy: bool,
 }
 
+/// How long another attempt waits for a queue that somebody else has: it has been waited for, and the control thread has
+/// others to serve.
+const WAIT_AGAIN: Duration = Duration::from_millis(10);
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
 

@@ -13,18 +13,18 @@ use std::time::{Duration, Instant, SystemTime};
 use fastpath::engine::{Engine, Event};
 use fastpath::packet::Mac;
 use fastpath::snapshot::{PortRole, Snapshot};
-use fastpath_xdp::{Pinhole, Prefix, Tunnel};
 
 use crate::attach::{Attacher, Wanted, max_mtu};
 use crate::compile::tables::Tables;
 use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::{Config, OnFailure};
 use crate::explain::LiveExplainer;
-use crate::netdev::{NetView, NudState, Resolver, select_uplinks};
+use crate::netdev::{NetView, NudState, ReservedPorts, Resolver, select_uplinks};
 use crate::source::{Severity, Update};
 
 mod asked;
 mod heartbeat;
+mod pinhole;
 mod start;
 mod view;
 
@@ -51,6 +51,8 @@ struct Daemon {
     /// Policies, services, source translation.
     tables: Tables,
     resolver: Resolver,
+    /// Ports of translated sources, kept from the kernel.
+    reserved: Option<ReservedPorts>,
     update: Arc<Update>,
     net: Arc<NetView>,
     /// What the workers were last given.
@@ -63,6 +65,8 @@ struct Daemon {
     asked: asked::Asked,
     /// The pinned links of an earlier run have been seen to.
     reaped: bool,
+    /// What could not be had at start.
+    start_problems: Vec<String>,
     attach_problems: Vec<String>,
     compile_problems: Vec<String>,
     kernel_problems: Vec<String>,
@@ -100,9 +104,7 @@ impl Daemon {
             tracing::debug!(generation = self.snapshot.generation, "published");
         }
         self.kernel_problems.clear();
-        if let Err(e) = self.attacher.redirect.set_pinhole(&self.pinhole()) {
-            self.kernel_problems.push(e.to_string());
-        }
+        self.open_pinhole();
         self.resolver.want(neighbors.into_iter().chain(self.asked.iter()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
@@ -161,29 +163,25 @@ impl Daemon {
         }
         let max_mtu = max_mtu(self.config.memory.frame_size);
         let (uplinks, errors) = select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu);
-        let kept =
-            self.attacher.attached().filter(|a| a.port.role == PortRole::Uplink).map(|a| &*a.port.name);
-        let kept = kept.filter(|name| errors.iter().any(|e| e.keeps(name))).map(str::to_owned);
-        for name in uplinks.into_iter().map(|u| u.link.name).chain(kept) {
+        let attached: Vec<&str> = self
+            .attacher
+            .attached()
+            .filter(|a| a.port.role == PortRole::Uplink)
+            .map(|a| &*a.port.name)
+            .collect();
+        // While this node is not known, nothing is known to be for us. A program that an earlier run left on the uplink
+        // knows: it stays, and drops.
+        let known = self.update.model.nodes.contains_key(&self.node);
+        let chosen = uplinks.iter().map(|u| &*u.link.name).filter(|name| known || attached.contains(name));
+        let kept = attached.iter().copied().filter(|name| errors.iter().any(|e| e.keeps(name)));
+        for name in chosen.chain(kept) {
             let entry = Wanted { role: PortRole::Uplink, pod: None, peer_mac: None, netns: None };
-            if wanted.insert(name.clone(), entry).is_some_and(|w| w.role != PortRole::Uplink) {
+            if wanted.insert(name.to_owned(), entry).is_some_and(|w| w.role != PortRole::Uplink) {
                 self.attach_problems.push(format!("{name}: is an uplink and named by a pod"));
             }
         }
         self.attach_problems.extend(errors.iter().map(ToString::to_string));
         wanted
-    }
-
-    /// What the uplink's program lets through to us.
-    fn pinhole(&self) -> Pinhole {
-        let snapshot = &self.snapshot;
-        let this = self.update.model.nodes.get(&self.node);
-        let cidrs = this.map(|n| n.pod_cidrs.as_slice()).unwrap_or_default().iter();
-        let pods = snapshot.local.keys().map(|ip| Prefix::host(IpAddr::from(*ip)));
-        let local = cidrs.flat_map(|c| Prefix::new(c.network(), c.prefix_len())).chain(pods).collect();
-        let port = snapshot.settings.vxlan_port;
-        let vteps = snapshot.node.vteps.iter().map(|ip| Tunnel { addr: IpAddr::from(*ip), port });
-        Pinhole { local, tunnels: vteps.collect(), ..Pinhole::default() }
     }
 
     /// Takes what workers ask for, and sees to it that the kernel resolves what it dropped. Returns whether to sync.

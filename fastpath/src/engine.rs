@@ -197,7 +197,7 @@ impl Engine {
         for peer in self.peers.iter() {
             peer.ring();
         }
-        // None comes back to life: a worker takes only the published one.
+        // The one reference left is this one, and stays so: workers take only what is published.
         self.retired.retain(|s| Arc::strong_count(s) > 1);
     }
 
@@ -375,9 +375,11 @@ impl Drop for Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::DropReason;
     use crate::io::frame::region;
     use crate::io::mem::MemPort;
     use crate::tables::flow::Timeouts;
+    use crate::wire::testgen::Spec;
 
     const FRAMES: u32 = 64;
 
@@ -412,6 +414,21 @@ mod tests {
         }
         assert!(engine.retired.len() <= 2, "{}", engine.retired.len());
         engine.stop();
+    }
+
+    /// No packet comes that would wake it: a worker that holds a fragment gives it up when its time is over.
+    #[test]
+    fn a_worker_does_not_oversleep_what_it_holds() {
+        use crate::testbed::{Underlay, from_pod, pod, pod_port, snapshot};
+        let mut engine = sleeper(1);
+        let (port, wire) = MemPort::new(4);
+        engine.add_port(0, pod_port(1), 0, Box::new(port)).unwrap();
+        let mut later = Spec::udp(pod(true, 1, 1), pod(true, 1, 2), 1, 2).with_payload(vec![0; 64]);
+        later.fragment = Some((8, false));
+        assert!(wire.inject_bytes(&mut Pool::in_memory(1, 2048), &from_pod(1, 1, later)));
+        engine.publish(Arc::new(snapshot(1, Underlay { encap: true, outer_v6: false })));
+        let drops = |reason: DropReason| engine.stats().map(|s| s.drops[reason as usize].get()).sum::<u64>();
+        until("the fragment is given up", || drops(DropReason::FragmentUnmatched) == 1);
     }
 
     #[test]

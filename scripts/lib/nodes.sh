@@ -58,11 +58,24 @@ node_number() { case "$1" in a*) echo 1 ;; *) echo 2 ;; esac; }
 pod4() { echo "10.77.$(node_number "$1").1${1:1}"; }
 pod6() { echo "fd00:77:$(node_number "$1")::1${1:1}"; }
 
-# Removes every namespace of the demo; veths go with them.
+# Ends what still runs inside a namespace (a shell, an iperf3 started by hand): it would keep the
+# namespace, and the veths in it, alive.
+end_inside() {
+    local _
+    ip netns pids "$1" | xargs -r kill 2>/dev/null || true
+    for _ in $(seq 20); do
+        [ -n "$(ip netns pids "$1")" ] || return 0
+        sleep 0.1
+    done
+    ip netns pids "$1" | xargs -r kill -9 2>/dev/null || true
+}
+
+# Removes every namespace of the demo, and what runs there; veths go with them.
 remove_nodes() {
     local path
     for path in /run/netns/"$PREFIX"-*; do
         [ -e "$path" ] || continue
+        end_inside "${path##*/}"
         ip netns del "${path##*/}"
     done
 }

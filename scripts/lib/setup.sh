@@ -46,17 +46,20 @@ provide_asm_headers() {
     fi
 }
 
+# Whether a cargo, given as the command that starts it, has all that is needed.
+has_rust() { "$@" --version && "$@" fmt --version && "$@" clippy --version; } >/dev/null 2>&1
+
 install_rust() {
     export PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
     if command -v rustup >/dev/null; then
-        rustup run "$RUST" rustc --version >/dev/null 2>&1 || {
-            note "installing Rust $RUST"
+        has_rust rustup run "$RUST" cargo || {
+            note "installing Rust $RUST with rustfmt and clippy"
             rustup toolchain install "$RUST" --profile minimal --component rustfmt --component clippy >/dev/null ||
-                die "rustup could not install Rust $RUST"
+                die "rustup could not install Rust $RUST with rustfmt and clippy"
         }
         return
     fi
-    if command -v cargo >/dev/null && cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; then
+    if command -v cargo >/dev/null && has_rust cargo; then
         local version oldest
         version=$(cargo --version | cut -d' ' -f2)
         oldest=$(printf '%s\n' "$RUST" "$version" | sort -V | head -n1)

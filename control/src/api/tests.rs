@@ -225,7 +225,7 @@ fn who_may_not_ask_is_told_so() {
     let server = Server::start();
     let socket = server.socket();
     // Root may everything until it is somebody else; somebody else may nothing on a socket of mode 0.
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0)).expect("chmod");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o000)).expect("chmod");
     let refused = std::thread::spawn(move || {
         nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
         Client::connect(&socket).map(drop)

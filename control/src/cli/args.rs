@@ -67,7 +67,12 @@ pub(super) enum Command {
     /// Run the daemon in the foreground.
     #[command(after_help = "\
 The daemon attaches to this node's devices and forwards until SIGINT or SIGTERM, then detaches from all of
-them. It needs root (or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK and CAP_SYS_NICE).
+them. It needs root, or these capabilities:
+  CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON   always
+  CAP_IPC_LOCK        where `ulimit -l` is less than the packet buffers take ([memory])
+  CAP_SYS_ADMIN       to enter the namespaces of annotations fastpath.io/netns; to mount a BPF file system
+                      where xdp.pin_dir is on none
+  CAP_NET_BROADCAST   to follow the MAC address and MTU of pods' sides; else they are read once
 Log level: key daemon.log, or the environment's RUST_LOG (as `debug` or `fastpath_control::source=trace`).
 Exit code 1 when the configuration is wrong or the daemon cannot start; the last line on stderr says why.")]
     Run {

@@ -17,7 +17,7 @@ use crate::api::Instance;
 use crate::attach::AttachConfig;
 use crate::compile::tables::SnatSettings;
 use crate::config::{self, SnatPorts};
-use crate::netdev::{Preparer, Watcher};
+use crate::netdev::{Preparer, ReservedPorts, Watcher};
 use crate::source::DirectorySource;
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -124,10 +124,13 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         seed: random_seed()?,
     };
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
+    let (reserved, start_problems) = reserve_ports(&config);
     let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config));
     Ok(Daemon {
         cores: workers.iter().filter_map(|w| w.core).collect(),
         overlay: overlay(&config),
+        reserved,
+        start_problems,
         tables: Tables::new(&node, workers.len(), snat_settings(&config)),
         config,
         node,
@@ -200,6 +203,27 @@ fn overlay(config: &Config) -> Overlay {
     }
 }
 
+/// Keeps the ports of translated sources from the kernel. Without that, the node's own connections may take one
+/// and hear nothing: reported, and no reason not to start.
+fn reserve_ports(config: &Config) -> (Option<ReservedPorts>, Vec<String>) {
+    let SnatPorts { first, last } = config.snat.port_range;
+    let reserve = || {
+        let mut ports = ReservedPorts::open(&config.daemon.state_dir)?;
+        ports.reserve(first, last).map(|()| ports)
+    };
+    match reserve() {
+        Ok(ports) => (Some(ports), Vec::new()),
+        Err(e) => {
+            let problem = format!(
+                "snat.port_range {first}-{last} is not kept from the kernel: {e}; \
+                 set net.ipv4.ip_local_reserved_ports yourself"
+            );
+            tracing::warn!("{problem}");
+            (None, vec![problem])
+        }
+    }
+}
+
 fn snat_settings(config: &Config) -> SnatSettings {
     let SnatPorts { first, last } = config.snat.port_range;
     SnatSettings {
@@ -233,6 +257,9 @@ impl Daemon {
     /// Leaves the kernel as it was found.
     fn stop(mut self) {
         for e in self.resolver.release_all() {
+            tracing::warn!("{e}");
+        }
+        if let Some(Err(e)) = self.reserved.as_mut().map(ReservedPorts::release) {
             tracing::warn!("{e}");
         }
         for problem in self.attacher.shutdown() {

@@ -80,7 +80,8 @@ impl Daemon {
 
     fn status(&self) -> Status {
         let engine = &self.attacher.engine;
-        let mut degraded: Vec<String> = self.attach_problems.clone();
+        let mut degraded: Vec<String> = self.start_problems.clone();
+        degraded.extend(self.attach_problems.iter().cloned());
         degraded.extend(self.compile_problems.iter().cloned());
         degraded.extend(self.kernel_problems.iter().cloned());
         let wrong = self.update.problems.iter().filter(|p| p.severity == Severity::Error).count();

@@ -10,6 +10,7 @@
 //! | [`uplink`] | which devices lead to other nodes |
 //! | [`ethtool`] | queues and offloads of a device |
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
+//! | [`reserved`] | [`ReservedPorts`]: keeps ports from the kernel |
 //! | [`netns`] | work in another network namespace |
 //!
 //! Everything is netlink: rtnetlink and the generic netlink family of ethtool, in a codec of our own (`wire`),
@@ -26,7 +27,9 @@ pub mod neighbor;
 pub mod netns;
 pub mod peer;
 pub mod prepare;
+pub mod reserved;
 pub mod route;
+mod saved;
 mod socket;
 pub mod uplink;
 pub mod view;
@@ -37,6 +40,7 @@ pub use ethtool::{Channels, Ethtool, Offload, Queues};
 pub use neighbor::Resolver;
 pub use peer::Peer;
 pub use prepare::{Plan, Prepared, Preparer};
+pub use reserved::ReservedPorts;
 pub use route::{Lookup, ResolvedRoute, Route};
 pub use socket::Netlink;
 pub use uplink::{Uplink, UplinkError, select_uplinks};
@@ -113,7 +117,7 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// The record of changed devices cannot be read or written.
+    /// A record of what was changed, or a setting of the kernel's, cannot be read or written.
     #[error("cannot {what} {}: {source}", path.display())]
     Record {
         /// "read" or "write".

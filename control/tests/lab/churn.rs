@@ -113,6 +113,112 @@ fn the_device_may_come_later() {
     });
 }
 
+/// Another MAC address, or another pod behind the device: the port goes on, and nobody loses a packet.
+#[test]
+fn what_is_behind_a_device_changes_without_loss() {
+    let mut lab = Lab::start(LabSpec::default());
+    let running =
+        flows(&lab, &[("a1", "b1", Family::V4), ("b2", "a2", Family::V6), ("a2", "a1", Family::V4)]);
+    let text = lab.pod_manifest(lab.pod("a2"));
+    let mac = mac_text(lab.pod("a2").mac());
+    let without = text.replace(&format!("\n    fastpath.io/mac: \"{mac}\""), "");
+    assert_ne!(text, without);
+    let before = lab.node("a").cli().status().generation();
+    lab.manifests.write("pod-a2.yaml", &without);
+    lab.manifests.write("other.yaml", &text.replace("name: a2\n  namespace", "name: other\n  namespace"));
+    lab.manifests.remove("pod-a2.yaml");
+    eventually("the device is the other pod's", PATIENCE * 2, || {
+        let endpoints = lab.node("a").cli().json(&["show", "endpoints"]).to_string();
+        (endpoints.contains("\"other\"") && !endpoints.contains("\"a2\"")).then_some(())
+    });
+    lab.manifests.write("pod-a2.yaml", &without);
+    lab.manifests.remove("other.yaml");
+    eventually("and the first one's again, of unknown MAC address", PATIENCE * 2, || {
+        lab.node("a").cli().endpoint_ready("10.77.1.12").then_some(())
+    });
+    eventually("which is learned", PATIENCE * 2, || {
+        let endpoints = lab.node("a").cli().json(&["show", "endpoints"]).to_string();
+        (endpoints.contains("\"a2\"") && endpoints.contains(&mac)).then_some(())
+    });
+    for (what, flow) in &running {
+        flow.must_progress(what, 150);
+    }
+    lost_nothing(running);
+    assert!(lab.node("a").cli().status().generation() > before);
+    assert_eq!(lab.node("a").detached("fp-a2"), 0);
+    // The other way round: a device that is attached anew is told so.
+    lab.remove_pod("a2", false);
+    assert_eq!(lab.node("a").detached("fp-a2"), 1);
+}
+
+/// The uplink is down for a while, or the default route that chose it is gone: it stays attached.
+#[test]
+fn an_uplink_is_not_let_go() {
+    for uplink_by_route in [false, true] {
+        let lab = Lab::start(LabSpec { uplink_by_route, ..LabSpec::default() });
+        let node = lab.node("a");
+        everything_crosses(&lab, "a1", "b1");
+        let complains = |of: &str| {
+            eventually(&format!("status tells: {of}"), PATIENCE * 2, || {
+                node.cli().status().complaints().contains(of).then_some(())
+            });
+        };
+        let routes = || node.ns.exec("sh", &["-c", "ip -4 route show default; ip -6 route show default"]);
+        if uplink_by_route {
+            for family in ["-4", "-6"] {
+                node.ns.exec("ip", &[family, "route", "del", "default"]);
+            }
+            assert_eq!(routes(), "");
+            complains("there is no default route");
+            // Nothing that is on the link needs it.
+            everything_crosses(&lab, "a1", "b1");
+        } else {
+            node.ns.ip([format!("link set {UPLINK} down")]);
+            complains("is down");
+            assert!(icmp::unreachable(&lab.pod("a1").ns, lab.pod("b1").ip(Family::V4)));
+            everything_crosses(&lab, "a1", "a2");
+            node.ns.ip([format!("link set {UPLINK} up")]);
+            // The kernel forgets IPv6 addresses with the link.
+            let address = node.ip(Family::V6);
+            node.ns.exec("ip", &["addr", "replace", &format!("{address}/64"), "dev", UPLINK, "nodad"]);
+        }
+        crate::harness::node::default_routes(&node.ns, 0);
+        eventually("nothing is degraded", PATIENCE * 2, || {
+            (!node.cli().status().complaints().contains("uplink")).then_some(())
+        });
+        for family in Family::BOTH {
+            let (a, _, ip) = lab.between("a1", "b1", family);
+            eventually("the other node is reached", PATIENCE * 2, || icmp::reachable(a, ip).then_some(()));
+        }
+        everything_crosses(&lab, "a1", "b1");
+        assert_eq!(node.detached(UPLINK), 0);
+    }
+}
+
+/// An annotation that names something else than a veth takes nothing from the node.
+#[test]
+fn only_a_veth_is_a_pods_device() {
+    let lab = Lab::start(LabSpec::default());
+    let node = lab.node("a");
+    for (kind, device, how) in [("vxlan", "nic0", "id 9 dstport 9999"), ("bridge", "br7", "")] {
+        node.ns.ip([format!("link add {device} type {kind} {how}"), format!("link set {device} up")]);
+        let wrong = lab
+            .pod_manifest(lab.pod("a1"))
+            .replace("name: a1\n  namespace", &format!("name: {device}\n  namespace"))
+            .replace("interface: fp-a1", &format!("interface: {device}"))
+            .replace(".11\"", ".99\"")
+            .replace("::11\"", "::99\"");
+        lab.manifests.write("wrong.yaml", &wrong);
+        let said = format!("'{device}' is a {kind}, not a veth");
+        eventually(&said, PATIENCE * 2, || node.cli().status().complaints().contains(&said).then_some(()));
+        assert!(node.ns.link_json(device)["xdp"].is_null(), "{device} has been taken");
+        assert!(node.cli().status().ready(), "one wrong pod keeps nobody waiting");
+        let endpoints = node.cli().json(&["show", "endpoints"]).to_string();
+        assert!(endpoints.contains(&said), "{endpoints}");
+    }
+    everything_crosses(&lab, "a1", "b1");
+}
+
 /// 100 pods on one node: pairs among them, and with the other node, sampled.
 #[test]
 fn a_hundred_pods() {

@@ -123,13 +123,7 @@ fn survives(on_failure: &'static str) {
     traffic.must_flow(&lab, "attached");
     everything_crosses(&lab, "a1", "b1");
     everything_crosses(&lab, "a1", "a2");
-    // Pods know their gateway now and go on sending to it.
-    for pod in ["a1", "a2"] {
-        lab.pod(pod).ns.ip([format!(
-            "neigh replace 169.254.1.1 lladdr {} dev eth0 nud permanent",
-            crate::harness::spec::mac_text(GATEWAY_MAC)
-        )]);
-    }
+    pods_know_their_gateway(&lab);
 
     let check = |lab: &Lab, when: &str| {
         traffic.must_flow(lab, when);
@@ -149,6 +143,11 @@ fn survives(on_failure: &'static str) {
     lab.node_mut("a").daemon().signal(Signal::SIGCONT);
     pods_recover(&lab, "continued");
     traffic.must_flow(&lab, "continued");
+    // What was dropped meanwhile has a name: by program where the ports are, as one sum where the drops are.
+    let cli = lab.node("a").cli();
+    let stale = ["endpoint", "uplink"].map(|program| cli.xdp_count(program, "stale_dropped"));
+    assert_eq!(cli.drop_count("xdp_stale_dropped"), stale.iter().sum::<u64>(), "{stale:?}");
+    assert_eq!(stale.map(|n| n > 0), [on_failure == "drop"; 2], "{stale:?}");
 
     lab.node_mut("a").daemon().kill();
     traffic.must_flow(&lab, "just killed");
@@ -173,6 +172,57 @@ fn pods_recover(lab: &Lab, when: &str) {
             });
         }
     }
+}
+
+/// Pods go on sending to their gateway, whether it answers or not.
+fn pods_know_their_gateway(lab: &Lab) {
+    for pod in ["a1", "a2"] {
+        lab.pod(pod).ns.ip([format!(
+            "neigh replace 169.254.1.1 lladdr {} dev eth0 nud permanent",
+            crate::harness::spec::mac_text(GATEWAY_MAC)
+        )]);
+    }
+}
+
+/// After kill -9 a daemon that does not know its pods yet, or not all of them, opens nothing.
+#[test]
+fn late_manifests_open_nothing() {
+    let mut lab = Lab::start(LabSpec::default());
+    everything_crosses(&lab, "a1", "b1");
+    pods_know_their_gateway(&lab);
+    lab.node_mut("a").daemon().kill();
+    let all = lab.manifests.take_all();
+    lab.node_mut("a").spawn_daemon();
+    let complains = |lab: &Lab, of: &str| {
+        eventually(&format!("status tells of {of}"), PATIENCE * 4, || {
+            lab.node("a").cli().try_status().filter(|s| s.complaints().contains(of))
+        })
+    };
+    assert!(!complains(&lab, "no Node object").ready());
+    std::thread::sleep(Duration::from_millis(STALE_AFTER_MS * 2));
+    assert_eq!(passed_to_kernel(&lab), (0, 0), "an empty folder");
+
+    // The node is there, a pod cannot be read: it and the other one are as they were.
+    for (file, text) in &all {
+        match file.as_str() {
+            "pod-a1.yaml" => {
+                lab.manifests.write(file, &text.replace("ip: \"10.77.1.11\"", "ip: \"10.77.1.311\""))
+            }
+            "pod-a2.yaml" => {}
+            _ => lab.manifests.write(file, text),
+        }
+    }
+    complains(&lab, "pod-a1.yaml");
+    eventually("ready without its pods", PATIENCE, || lab.node("a").cli().status().ready().then_some(()));
+    std::thread::sleep(Duration::from_millis(STALE_AFTER_MS));
+    assert_eq!(passed_to_kernel(&lab).0, 0, "a pod's manifest is wrong");
+
+    for (file, text) in &all {
+        lab.manifests.write(file, text);
+    }
+    lab.wait_pods(0);
+    pods_recover(&lab, "with all manifests");
+    everything_crosses(&lab, "a1", "b1");
 }
 
 /// The default: no packet of a pod passes while nobody looks at it.

@@ -9,4 +9,5 @@ mod lab;
 mod neighbors;
 mod peers;
 mod prepared;
+mod reserved;
 mod routes;

@@ -1,9 +1,11 @@
-//! Which of the uplink's frames are ours. Everything else is the kernel's, so SSH is never at risk.
+//! Which of the uplink's frames are ours. Everything else is the kernel's, so SSH is never at risk; so is what a
+//! socket of the node waits for on a port of the SNAT range.
 
 use crate::abi::{CLASS_FRONTEND, CLASS_NODE_PORT, CLASS_VXLAN, Outcome};
 use crate::frame::{Ethernet, Frame};
 use crate::maps::{exact, in_snat_range, is_local};
 use crate::parse::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
+use crate::sockets::{self, End};
 use crate::{ETH_8021AD, ETH_8021Q, ETH_IPV4, ETH_IPV6};
 
 /// The hole that the frame matches, or why it matches none.
@@ -21,7 +23,7 @@ pub(crate) fn classify(frame: &Frame) -> Result<Outcome, Outcome> {
         _ => return Err(Outcome::PassedNotOurs),
     };
     let transport = transport(frame, &ip);
-    if let Ok(Transport::Ports(proto, words)) = transport {
+    if let Ok(Transport::Ports(proto, words, _)) = transport {
         match exact(&ip.destination, proto, words[1]) {
             CLASS_VXLAN => return Ok(Outcome::Vxlan),
             CLASS_FRONTEND => return Ok(Outcome::Frontend),
@@ -34,7 +36,13 @@ pub(crate) fn classify(frame: &Frame) -> Result<Outcome, Outcome> {
         return Ok(Outcome::Pod);
     }
     match transport? {
-        Transport::Ports(_, words) if in_snat_range(&ip.destination, words[1]) => Ok(Outcome::Snat),
+        Transport::Ports(proto, words, offset) if in_snat_range(&ip.destination, words[1]) => {
+            let remote = End { addr: ip.source, port: words[0] };
+            let local = End { addr: ip.destination, port: words[1] };
+            let opens = proto == TCP && opens(frame, offset, ip.end);
+            let taken = sockets::taken(frame.ctx, ip.v4, proto, remote, local, opens);
+            if taken { Err(Outcome::PassedNotOurs) } else { Ok(Outcome::Snat) }
+        }
         Transport::Ports(..) => Err(Outcome::PassedNotOurs),
         Transport::Icmp(words, body) => icmp(frame, &ip, words, body),
     }
@@ -42,8 +50,8 @@ pub(crate) fn classify(frame: &Frame) -> Result<Outcome, Outcome> {
 
 /// What the pinhole looks at behind the IP header.
 enum Transport {
-    /// TCP, UDP or SCTP: the protocol and the header's first eight bytes.
-    Ports(u8, [u16; 4]),
+    /// TCP, UDP or SCTP: the protocol, the header's first eight bytes, and where it begins.
+    Ports(u8, [u16; 4], usize),
     /// ICMP of the packet's family: the header, and where its body begins.
     Icmp([u16; 4], usize),
 }
@@ -61,9 +69,18 @@ fn transport(frame: &Frame, ip: &Ip) -> Result<Transport, Outcome> {
     };
     let words = parse::transport(frame, offset, need, ip.end).ok_or(Outcome::Malformed)?.words;
     Ok(match proto {
-        TCP | UDP | SCTP => Transport::Ports(proto, words),
+        TCP | UDP | SCTP => Transport::Ports(proto, words, offset),
         _ => Transport::Icmp(words, offset + 8),
     })
+}
+
+/// Whether a TCP header has SYN without ACK (RFC 9293 3.1: the fourteenth byte).
+#[inline(always)]
+fn opens(frame: &Frame, offset: usize, end: usize) -> bool {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    let flags = |words: [u16; 4]| words[0].to_ne_bytes()[1];
+    parse::transport(frame, offset + 12, 8, end).is_some_and(|t| flags(t.words) & (SYN | ACK) == SYN)
 }
 
 #[inline(always)]
@@ -100,7 +117,11 @@ fn quoted(inner: Ip, outer: &Ip, frame: &Frame) -> Result<Outcome, Outcome> {
             // A tunnel's source port is a flow's hash, its destination port is the tunnel's.
             (proto == UDP && exact(&inner.source, UDP, words[1]) == CLASS_VXLAN)
                 || matches!(exact(&inner.source, proto, words[0]), CLASS_FRONTEND | CLASS_NODE_PORT)
-                || in_snat_range(&inner.source, words[0])
+                || in_snat_range(&inner.source, words[0]) && {
+                    let remote = End { addr: inner.destination, port: words[1] };
+                    let local = End { addr: inner.source, port: words[0] };
+                    !sockets::taken(frame.ctx, inner.v4, proto, remote, local, false)
+                }
         }
     };
     if ours { Ok(Outcome::IcmpError) } else { Err(Outcome::PassedNotOurs) }

@@ -12,6 +12,7 @@ mod frame;
 mod maps;
 mod parse;
 mod pinhole;
+mod sockets;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;

@@ -5,14 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use fastpath::packet::Mac;
 use serde::{Deserialize, Serialize};
 
-use super::super::{Channels, Error, Link};
+use super::super::{Channels, Error, Link, saved};
 
 /// Name of the file in the state directory.
 const FILE: &str = "devices.json";
@@ -80,18 +78,12 @@ impl Record {
     /// Reads the record of `state_dir`; there need be none.
     pub(super) fn load(state_dir: &Path) -> Result<Self, Error> {
         let path = state_dir.join(FILE);
-        let bad = |source| Error::Record { what: "read", path: path.clone(), source };
-        let devices = match fs::read(&path) {
-            Ok(bytes) => {
-                let content: Content = serde_json::from_slice(&bytes).map_err(|e| bad(e.into()))?;
-                if content.version != VERSION {
-                    let text = format!("its version is {}, this program's is {VERSION}", content.version);
-                    return Err(bad(io::Error::new(io::ErrorKind::InvalidData, text)));
-                }
-                content.devices
+        let devices = match saved::load::<Content>(&path)? {
+            Some(content) if content.version != VERSION => {
+                return Err(saved::wrong_version(&path, content.version, VERSION));
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(bad(e)),
+            Some(content) => content.devices,
+            None => Vec::new(),
         };
         Ok(Self { path, devices })
     }
@@ -121,20 +113,7 @@ impl Record {
     }
 
     fn save(&self) -> Result<(), Error> {
-        let write = || -> io::Result<()> {
-            if self.devices.is_empty() {
-                return match fs::remove_file(&self.path) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-                    _ => Ok(()),
-                };
-            }
-            let content = Content { version: VERSION, devices: self.devices.clone() };
-            let beside = self.path.with_extension("json.new");
-            let mut file = fs::File::create(&beside)?;
-            file.write_all(&serde_json::to_vec_pretty(&content)?)?;
-            file.sync_all()?;
-            fs::rename(&beside, &self.path)
-        };
-        write().map_err(|source| Error::Record { what: "write", path: self.path.clone(), source })
+        let content = Content { version: VERSION, devices: self.devices.clone() };
+        saved::save(&self.path, (!self.devices.is_empty()).then_some(&content))
     }
 }

@@ -32,6 +32,19 @@ impl Manifests {
         std::fs::rename(&staged, self.dir.join(file)).expect("move a manifest into the folder");
     }
 
+    /// Removes all files of the folder and returns them, by name and text.
+    pub(crate) fn take_all(&self) -> Vec<(String, String)> {
+        let entries = std::fs::read_dir(&self.dir).expect("list the manifests");
+        entries
+            .map(|entry| {
+                let path = entry.expect("an entry").path();
+                let text = std::fs::read_to_string(&path).expect("read a manifest");
+                std::fs::remove_file(&path).expect("remove a manifest");
+                (path.file_name().and_then(|n| n.to_str()).expect("a name").to_owned(), text)
+            })
+            .collect()
+    }
+
     /// Removes a file of the folder.
     pub(crate) fn remove(&self, file: &str) {
         std::fs::remove_file(self.dir.join(file)).expect("remove a manifest");

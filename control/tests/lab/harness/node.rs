@@ -77,9 +77,21 @@ impl Node {
 
     /// Starts the daemon and waits until it is ready. A daemon of before is forgotten.
     pub(crate) fn start_daemon(&mut self) {
-        assert_eq!(self.spec.kind, Kind::Fastpath, "node {} is one of Linux alone", self.spec.name);
         let cli = self.cli();
-        self.daemon.insert(Daemon::spawn(&self.ns, &self.config, &self.log)).wait_ready(&cli);
+        self.spawn_daemon().wait_ready(&cli);
+    }
+
+    /// Starts the daemon. A daemon of before is forgotten.
+    pub(crate) fn spawn_daemon(&mut self) -> &mut Daemon {
+        assert_eq!(self.spec.kind, Kind::Fastpath, "node {} is one of Linux alone", self.spec.name);
+        self.daemon.insert(Daemon::spawn(&self.ns, &self.config, &self.log))
+    }
+
+    /// How often its daemons have logged that a device was detached.
+    pub(crate) fn detached(&self, device: &str) -> usize {
+        let log = std::fs::read_to_string(&self.log).expect("read the log");
+        let device = format!("device=\"{device}\"");
+        log.lines().filter(|l| l.contains("detached") && l.contains(&device)).count()
     }
 
     fn config_text(&self, lab: &LabSpec, manifests: &Path) -> String {
@@ -102,7 +114,7 @@ stale_after_ms = {STALE_AFTER_MS}
 pin_dir = \"{pins}\"
 
 [uplink]
-interfaces = [\"{UPLINK}\"]
+interfaces = [{uplinks}]
 
 [overlay]
 encap = \"{encap}\"
@@ -115,6 +127,7 @@ vni = {VNI}
             mode = lab.xdp_mode,
             on_failure = lab.on_failure,
             pins = self.pin_dir.display(),
+            uplinks = if lab.uplink_by_route { String::new() } else { format!("\"{UPLINK}\"") },
             encap = lab.encap.key(),
             family = lab.outer.key(),
         );

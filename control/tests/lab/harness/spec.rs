@@ -109,6 +109,8 @@ pub(crate) struct LabSpec {
     pub(crate) xdp_mode: &'static str,
     /// `xdp.on_failure`.
     pub(crate) on_failure: &'static str,
+    /// Leaves `uplink.interfaces` empty: the device of the default route is taken.
+    pub(crate) uplink_by_route: bool,
     /// `workers.cores`.
     pub(crate) cores: Vec<usize>,
     /// More of the config file: whole sections.
@@ -128,6 +130,7 @@ impl Default for LabSpec {
             announce_pod_macs: true,
             xdp_mode: "auto",
             on_failure: "drop",
+            uplink_by_route: false,
             cores: Vec::new(),
             more_config: String::new(),
         }

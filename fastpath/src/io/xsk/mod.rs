@@ -19,6 +19,7 @@
 //! No XDP program is loaded here: the caller puts [`XskPort::fd`] into the XSKMAP of its own, and takes it out
 //! again before the port is closed.
 
+use core::time::Duration;
 use std::io;
 
 mod desc;
@@ -101,6 +102,9 @@ pub struct OpenConfig {
     /// Frames of private memory: the size of that of a zero-copy port (0: 4096), and when not 0 a copy-mode port
     /// gets private memory too, which isolates it from the frame use of all others.
     pub private_frames: u32,
+    /// How long to wait for the kernel to finish the release of a socket that had the queue before: its pool is freed
+    /// by deferred work, after the last packet in flight.
+    pub wait: Duration,
 }
 
 impl Default for OpenConfig {
@@ -115,6 +119,7 @@ impl Default for OpenConfig {
             fill_start: 0,
             busy_poll: None,
             private_frames: 0,
+            wait: Duration::from_secs(1),
         }
     }
 }

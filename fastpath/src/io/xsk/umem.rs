@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
 use xsk_rs::config::{
@@ -26,11 +27,9 @@ use crate::io::frame::region::Region;
 const PRIVATE_FRAMES: u32 = 4096;
 /// Bytes of a huge page.
 const HUGE_PAGE: u32 = 2 << 20;
-/// How long `open` waits for the kernel to finish the release of a socket that had the queue before: its pool
-/// is freed by deferred work, after the last packet in flight.
-const BUSY_RETRIES: u32 = 200;
-/// The same for the anchor, which has somewhere else to go.
-const ANCHOR_RETRIES: u32 = 20;
+/// How long the anchor waits ([`OpenConfig::wait`]): it has somewhere else to go.
+const ANCHOR_WAIT: Duration = Duration::from_millis(100);
+/// Time between two attempts.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The memory that all copy-mode ports of the process share.
@@ -149,8 +148,8 @@ impl Memory {
     }
 
     /// Opens the first socket on this memory: the one that it is registered with.
-    fn register(&mut self, config: &OpenConfig, bind: BindFlags, retries: u32) -> Result<Rings, XskError> {
-        let rings = open_rings(&self.umem, config, bind, retries)?;
+    fn register(&mut self, config: &OpenConfig, bind: BindFlags) -> Result<Rings, XskError> {
+        let rings = open_rings(&self.umem, config, bind)?;
         self.registered = Some(rings.raw_fd());
         Ok(rings)
     }
@@ -195,7 +194,7 @@ fn os_error(error: &dyn Error) -> io::Error {
     code.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }
 
-fn open_rings(umem: &XskUmem, config: &OpenConfig, bind: BindFlags, retries: u32) -> Result<Rings, XskError> {
+fn open_rings(umem: &XskUmem, config: &OpenConfig, bind: BindFlags) -> Result<Rings, XskError> {
     let socket_config = SocketConfig::builder()
         .rx_queue_size(ring_size("rx_ring", config.rx_ring)?)
         .tx_queue_size(ring_size("tx_ring", config.tx_ring)?)
@@ -209,19 +208,18 @@ fn open_rings(umem: &XskUmem, config: &OpenConfig, bind: BindFlags, retries: u32
         mode: config.mode,
         source,
     };
-    let mut tries = 0;
+    let started = Instant::now();
     let (tx, rx, own) = loop {
         // SAFETY: INHIBIT_PROG_LOAD is set, which is what the call asks for.
         match unsafe { Socket::new(socket_config, umem, &name, config.queue) } {
             Ok(rings) => break rings,
             Err(e) => {
                 let error = os_error(&e);
-                if error.raw_os_error() != Some(libc::EBUSY) || tries == retries {
+                if error.raw_os_error() != Some(libc::EBUSY) || started.elapsed() >= config.wait {
                     return Err(failed(error));
                 }
             }
         }
-        tries += 1;
         std::thread::sleep(BUSY_PAUSE);
     };
     // None: this UMEM already has a socket on that queue.
@@ -234,8 +232,8 @@ fn open_rings(umem: &XskUmem, config: &OpenConfig, bind: BindFlags, retries: u32
 
 /// Binds the socket that shared memory is registered with, see [`Umem`].
 fn anchor(memory: &mut Memory) -> Result<(Rings, Option<File>), XskError> {
-    let config = OpenConfig { rx_ring: 2, tx_ring: 2, ..OpenConfig::new("lo", 0) };
-    let lo = match memory.register(&config, BindFlags::XDP_COPY, ANCHOR_RETRIES) {
+    let config = OpenConfig { rx_ring: 2, tx_ring: 2, wait: ANCHOR_WAIT, ..OpenConfig::new("lo", 0) };
+    let lo = match memory.register(&config, BindFlags::XDP_COPY) {
         Ok(rings) => return Ok((rings, None)),
         Err(XskError::Open { source, .. }) => source,
         Err(other) => return Err(other),
@@ -244,7 +242,7 @@ fn anchor(memory: &mut Memory) -> Result<(Rings, Option<File>), XskError> {
         Ok(tap) => tap,
         Err(source) => return Err(XskError::Anchor { lo, source }),
     };
-    match memory.register(&OpenConfig { ifname, ..config }, BindFlags::XDP_COPY, 0) {
+    match memory.register(&OpenConfig { ifname, wait: Duration::ZERO, ..config }, BindFlags::XDP_COPY) {
         Ok(rings) => Ok((rings, Some(tap))),
         Err(XskError::Open { source, .. }) => Err(XskError::Anchor { lo, source }),
         Err(other) => Err(other),
@@ -347,8 +345,8 @@ impl Umem {
         }
     }
 
-    /// Opens a socket on (device, queue). May wait, up to a second, for the kernel to release one that was
-    /// just closed there. The device's XDP program must be told of it: [`XskPort::fd`].
+    /// Opens a socket on (device, queue). May wait ([`OpenConfig::wait`], with [`Mode::Auto`] twice) for the kernel to
+    /// release one that was just closed there. The device's XDP program must be told of it: [`XskPort::fd`].
     ///
     /// # Errors
     /// [`XskError::Open`] when the kernel refuses, [`XskError::Config`] for a ring size that is not possible.
@@ -365,7 +363,7 @@ impl Umem {
             },
         }
         // The mode is the anchor's.
-        let rings = open_rings(&self.shared.memory.umem, config, BindFlags::XDP_COPY, BUSY_RETRIES)?;
+        let rings = open_rings(&self.shared.memory.umem, config, BindFlags::XDP_COPY)?;
         XskPort::new(Source::Shared(Arc::clone(&self.shared)), rings, config, self.config())
     }
 
@@ -373,7 +371,7 @@ impl Umem {
         let frames = if config.private_frames == 0 { PRIVATE_FRAMES } else { config.private_frames };
         let umem_config = UmemConfig { frames, ..self.shared.config.clone() };
         let mut private = Private::new(&umem_config)?;
-        match private.memory.register(config, bind, BUSY_RETRIES) {
+        match private.memory.register(config, bind) {
             Ok(rings) => XskPort::new(Source::Private(Box::new(private)), rings, config, &umem_config),
             Err(e) => {
                 private.close();
