@@ -27,7 +27,7 @@ impl StateView for Fake {
                 Request::Flows { limit } => {
                     to_value(&Flows { flows: vec![], total: u64::from(limit.unwrap_or(7)) })
                 }
-                Request::Drops => Ok(json!(vec!["x".repeat(1000); 10_000])),
+                Request::Drops => Ok(json!(vec!["x".repeat(100); 10_000])),
                 Request::Routes => std::future::pending().await,
                 other => to_value(&format!("{other:?}")),
             }
@@ -225,7 +225,7 @@ fn who_may_not_ask_is_told_so() {
     let server = Server::start();
     let socket = server.socket();
     // Root may everything until it is somebody else; somebody else may nothing on a socket of mode 0.
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0)).expect("chmod");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o0)).expect("chmod");
     let refused = std::thread::spawn(move || {
         nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
         Client::connect(&socket).map(drop)
