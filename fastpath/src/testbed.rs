@@ -26,6 +26,10 @@ pub const UPLINK: PortId = PortId(0);
 /// Pods on each node.
 pub const PODS: u8 = 4;
 
+/// Frames and flow entries of a bed; Miri takes its time for each byte of them.
+const FRAMES: usize = if cfg!(miri) { 512 } else { 4096 };
+const ENTRIES: usize = if cfg!(miri) { 256 } else { 4096 };
+
 /// Port of pod `n` (from 1).
 #[must_use]
 pub fn pod_port(n: u8) -> PortId {
@@ -172,17 +176,18 @@ impl Bed {
         let ids: Vec<PortId> =
             (0u16..).zip(&snapshot.ports).filter(|(_, p)| p.is_some()).map(|(i, _)| PortId(i)).collect();
         let tables = Arc::new(ArcSwap::from_pointee(snapshot));
-        let flow = FlowConfig { entries_v4: 4096, entries_v6: 4096, timeouts: Timeouts::default(), seed: 7 };
-        let worker = Worker::alone(Pool::in_memory(4096, 2048), &flow, Arc::clone(&tables), clock);
+        let flow =
+            FlowConfig { entries_v4: ENTRIES, entries_v6: ENTRIES, timeouts: Timeouts::default(), seed: 7 };
+        let worker = Worker::alone(Pool::in_memory(FRAMES, 2048), &flow, Arc::clone(&tables), clock);
         let mut bed = Self {
             worker: worker.expect("epoll descriptor"),
             tables,
             clock: mock,
             wires: BTreeMap::new(),
-            injector: Pool::in_memory(1024, 2048),
+            injector: Pool::in_memory(FRAMES / 4, 2048),
         };
         for id in ids {
-            let (port, wire) = MemPort::new(1024);
+            let (port, wire) = MemPort::new(FRAMES / 4);
             bed.worker.add_port(id, 0, Box::new(port));
             bed.wires.insert(id, wire);
         }

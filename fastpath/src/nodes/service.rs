@@ -17,7 +17,7 @@ use crate::tables::service::{Backend, Found, Frontend};
 use crate::wire::icmp::ErrorKind;
 
 /// Sets of the affinity table.
-const AFFINITY_SETS: usize = 2048;
+const AFFINITY_SETS: usize = if cfg!(miri) { 8 } else { 2048 };
 
 /// The node, with what its worker knows of affinities.
 #[derive(Debug)]
