@@ -11,7 +11,7 @@
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId, Source};
 use crate::packet::{FlowKey, Ip, flags, proto};
-use crate::snapshot::{GATEWAY_V4, GATEWAY_V6, PortRole, Snapshot, Snat as Settings};
+use crate::snapshot::{GATEWAY_V4, PortRole, Snapshot, Snat as Settings};
 use crate::wire::icmp;
 
 /// Ports that are tried for one flow.
@@ -81,8 +81,10 @@ impl Node for Snat {
 
 /// Whether a connection is one of a pod of this node to the outside.
 pub(super) fn leaves(snap: &Snapshot, src: Ip, dst: Ip) -> bool {
-    let gateway = dst == GATEWAY_V4 || dst == GATEWAY_V6;
-    snap.snat.outgoing && !gateway && snap.local.contains_key(&src) && snap.snat.inside.lookup(dst).is_none()
+    snap.snat.outgoing
+        && dst != GATEWAY_V4
+        && snap.local.contains_key(&src)
+        && snap.snat.inside.lookup(dst).is_none()
 }
 
 /// Whether an address is one that sources of connections from this node are translated to.

@@ -10,8 +10,18 @@ use serde_json::Value;
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_fastpath");
 
 /// Topics of `fastpath show`.
-pub(crate) const TOPICS: [&str; 8] =
-    ["endpoints", "nodes", "flows", "routes", "neighbors", "drops", "ports", "runtime"];
+pub(crate) const TOPICS: [&str; 10] = [
+    "endpoints",
+    "nodes",
+    "flows",
+    "routes",
+    "neighbors",
+    "drops",
+    "policies",
+    "services",
+    "ports",
+    "runtime",
+];
 
 /// The command line of one daemon.
 #[derive(Clone, Debug)]
