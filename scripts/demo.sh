@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Two nodes, seven pods, one daemon per node, on this machine: pods talk, and every step is checked.
+# Two nodes, seven pods, one daemon per node, on this machine: pods talk, to each other, to a service, to the outside,
+# a policy cuts them off, and every step is checked.
 #
 #   scripts/demo.sh          install what is missing, build, show, remove everything again
 #   scripts/demo.sh --keep   leave it up and print commands to try
@@ -26,7 +27,7 @@ for argument in "$@"; do
         --keep) keep=yes ;;
         --down) action=down ;;
         --built) built=yes ;;
-        -h | --help) sed -n '2,10s/^# \{0,1\}//p' scripts/demo.sh && exit 0 ;;
+        -h | --help) sed -n '2,11s/^# \{0,1\}//p' scripts/demo.sh && exit 0 ;;
         *) die "unknown argument: $argument (allowed: --keep, --down, --help)" ;;
     esac
 done
@@ -172,7 +173,7 @@ throughput() {
 
 add_pod_live() {
     make_pod a4 a
-    cp configs/demo/live/*.yaml "$STATE/manifests/"
+    cp configs/demo/live/a4.yaml "$STATE/manifests/"
     soon in_ns b1 ping -c1 -W1 "$(pod4 a4)"
 }
 
@@ -184,6 +185,81 @@ add_pod_under_traffic() {
     add_pod_live
     wait "$pinger"
     grep -oE '400 packets transmitted, 400 received, 0% packet loss' "$STATE/ping.txt"
+}
+
+# serve PLACE PORT COMMAND: runs the command for each connection, IPv4 and IPv6, until the demo ends.
+serve() {
+    in_ns "$1" socat "TCP4-LISTEN:$2,reuseaddr,fork" "SYSTEM:$3" &
+    in_ns "$1" socat "TCP6-LISTEN:$2,ipv6only=1,reuseaddr,fork" "SYSTEM:$3" &
+}
+
+# ask PLACE ADDRESS PORT: what a server answers.
+ask() {
+    local address=$2
+    [[ $address != *:* ]] || address="[$address]"
+    in_ns "$1" timeout 3 socat -u "TCP:$address:$3,connect-timeout=2" -
+}
+
+# shares PLACE ADDRESS PORT: 40 connections, who answered how often; both backends must have.
+shares() {
+    local counts
+    soon ask "$1" "$2" "$3" >/dev/null
+    counts=$(for _ in $(seq 40); do ask "$1" "$2" "$3"; done | sort | uniq -c)
+    awk '{ printf "%s%s %d of 40", s, $2, $1; s = ", " } END { print "" }' <<<"$counts"
+    [ "$(wc -l <<<"$counts")" = 2 ] && awk '{ n += $1 } END { exit n != 40 }' <<<"$counts"
+}
+
+# leaves_as ADDRESS SOURCE: who the outside sees when a1 connects.
+leaves_as() {
+    local seen
+    seen=$(ask a1 "$1" 8080)
+    echo "the outside sees $seen"
+    [[ $seen == *"$2"* ]]
+}
+
+# The rates of the stream's seconds, in Mbit/s.
+rates() { sed -nE 's/.*sec .*Bytes +([0-9.]+) Mbits\/sec.*/\1/p' "$STATE/stream.txt"; }
+
+start_stream() {
+    in_ns b3 iperf3 -s -1 >/dev/null 2>&1 &
+    sleep 0.3
+    in_ns a2 iperf3 -c "$(pod4 b3)" -t14 -i1 -f m --forceflush >"$STATE/stream.txt" 2>&1 &
+    echo $! >"$STATE/iperf3-stream.pid"
+    soon grep -q sec "$STATE/stream.txt"
+    rates | tail -n1 | sed 's/$/ Mbit\/s/'
+}
+
+rate_is_zero() { [ "$(rates | tail -n1)" = 0.00 ]; }
+rate_is_not_zero() { ! rate_is_zero; }
+
+is_cut() {
+    cp configs/demo/live/policy.yaml "$STATE/manifests/"
+    soon rate_is_zero
+    echo "0 Mbit/s"
+}
+
+is_refused() {
+    if in_ns "$1" ping -c2 -i0.2 -W1 "$2" >/dev/null; then
+        echo "answered!"
+        return 1
+    fi
+    echo "no answer"
+}
+
+explained() {
+    local answer
+    answer=$(fp b explain --from demo/a2 --to demo/b3 --proto tcp --dport 5201) || true
+    grep -E 'db-from-web' <<<"$answer" | grep -oE '[^( ]*policy.yaml:[0-9]+' | head -n1
+    grep -q 'isolated' <<<"$answer"
+}
+
+drop_names_policy() { fp b show drops | grep -F 'db-from-web'; }
+
+goes_on() {
+    rm "$STATE/manifests/policy.yaml"
+    soon rate_is_not_zero
+    rates | tail -n1 | sed 's/$/ Mbit\/s/'
+    kill "$(cat "$STATE/iperf3-stream.pid")" 2>/dev/null || true
 }
 
 # Drop counter of node a by name.
@@ -262,6 +338,27 @@ check "a1 → b1, VXLAN, IPv4" throughput a1 b1 "$(pod4 b1)"
 check "a1 → b1, VXLAN, IPv6" throughput a1 b1 "$(pod6 b1)"
 check "b2 → a2, VXLAN, 4 streams" throughput b2 a2 "$(pod4 a2)" -P4
 
+title "A service: api, with a2 and b2 behind it"
+for pod in a2 b2; do serve "$pod" 8080 "echo $pod"; done
+check "a1 → ClusterIP 10.96.0.10:80" shares a1 10.96.0.10 80
+check "a1 → ClusterIP [fd00:96::10]:80" shares a1 fd00:96::10 80
+check "outside → NodePort 192.168.77.1:30080" shares outside 192.168.77.1 30080
+check "outside → NodePort [fd77::2]:30080" shares outside fd77::2 30080
+
+title "To the outside, by the node's address"
+serve outside 8080 "echo \$SOCAT_PEERADDR"
+check "a1 → $OUTSIDE4" leaves_as "$OUTSIDE4" 192.168.77.1
+check "a1 → $OUTSIDE6" leaves_as "$OUTSIDE6" "fd77:0000:0000:0000:0000:0000:0000:0001"
+
+title "A NetworkPolicy, live: only web pods (a1) may connect to db pods (b3)"
+check "a2 → b3: an iperf3 stream runs" start_stream
+check "the policy is added: the stream is cut" is_cut
+check "a2 → b3: nothing new either" is_refused a2 "$(pod4 b3)"
+check "a1 → b3: allowed" pings a1 "$(pod4 b3)"
+check "explain says which line decides" explained
+check "show drops names the policy" drop_names_policy
+check "the policy is taken away: the stream goes on" goes_on
+
 title "What is not allowed is dropped by name"
 check "a1 sends from an address that is not its own" spoof
 
@@ -269,6 +366,8 @@ title "fastpath show runtime, node-a"
 fp a show runtime
 title "fastpath show drops, node-a"
 fp a show drops
+title "fastpath show services, node-a"
+fp a show services
 
 if [ -n "$keep" ]; then
     title "It stays up. Try (as root):"
@@ -278,7 +377,8 @@ fp="$BINARY --state-dir $STATE/a"
 nsenter --net=$(netns a1) ping $(pod4 b1)
 nsenter --net=$(netns a1) traceroute -n $(pod6 b1)
 nsenter --net=$(netns b1) iperf3 -s &  nsenter --net=$(netns a1) iperf3 -c $(pod4 b1)
-ls $STATE/manifests          # edit, add or remove a pod: applied at once
+\$fp explain --from demo/a1 --to demo/svc/api --proto tcp --dport 80
+ls $STATE/manifests          # edit, add or remove a pod, a service, a policy: applied at once
 tail -f $STATE/a.log
 scripts/demo.sh --down       # remove it all
 END

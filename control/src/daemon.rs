@@ -23,6 +23,7 @@ use crate::netdev::{NetView, NudState, ReservedPorts, Resolver, select_uplinks};
 use crate::source::{Severity, Update};
 
 mod asked;
+mod enforced;
 mod heartbeat;
 mod pinhole;
 mod start;

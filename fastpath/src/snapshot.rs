@@ -264,7 +264,7 @@ impl Snapshot {
             return Ok(direct(*port));
         }
         // Only flows lead there; without one the gateway is nobody.
-        if dst == GATEWAY_V4 || dst == GATEWAY_V6 {
+        if dst == GATEWAY_V4 {
             return Err(Unroutable::NoHostPort);
         }
         match self.routes.lookup(dst).copied().ok_or(Unroutable::NoRoute)? {

@@ -22,18 +22,33 @@ make_ns() {
     ip -n "$PREFIX-$1" link set lo up
 }
 
-# Two nodes with a wire between them. A veth hands over unfinished checksums, a real wire does not.
+OUTSIDE4=203.0.113.10
+OUTSIDE6=2001:db8:0:1::10
+
+# Two nodes and a router on one switch; behind the router is the outside. A veth hands over unfinished checksums, a
+# real wire does not.
 make_nodes() {
     local node
-    make_ns node-a
-    make_ns node-b
-    ip -n "$PREFIX-node-a" link add up-a type veth peer name up-b netns "$PREFIX-node-b"
+    make_ns outside
+    ip -n "$PREFIX-outside" link add br0 type bridge
+    ip -n "$PREFIX-outside" addr add 192.168.77.254/24 dev br0
+    ip -n "$PREFIX-outside" addr add fd77::254/64 dev br0 nodad
+    ip -n "$PREFIX-outside" addr add "$OUTSIDE4/32" dev lo
+    ip -n "$PREFIX-outside" addr add "$OUTSIDE6/128" dev lo nodad
+    in_ns outside ethtool -K br0 tx off >/dev/null
+    ip -n "$PREFIX-outside" link set br0 up
     for node in a:1 b:2; do
         local name=${node%:*} number=${node#*:}
+        make_ns "node-$name"
+        ip -n "$PREFIX-node-$name" link add "up-$name" type veth peer name "to-$name" netns "$PREFIX-outside"
+        ip -n "$PREFIX-outside" link set "to-$name" master br0 up
+        in_ns outside ethtool -K "to-$name" tx off >/dev/null
         ip -n "$PREFIX-node-$name" addr add "192.168.77.$number/24" dev "up-$name"
         ip -n "$PREFIX-node-$name" addr add "fd77::$number/64" dev "up-$name" nodad
         ip -n "$PREFIX-node-$name" link set "up-$name" up
         in_ns "node-$name" ethtool -K "up-$name" tx off >/dev/null
+        ip -n "$PREFIX-node-$name" route add default via 192.168.77.254
+        ip -n "$PREFIX-node-$name" -6 route add default via fd77::254
     done
 }
 

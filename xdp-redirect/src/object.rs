@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, XskMap};
 use aya::programs::{Program, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 
-use crate::abi::{Config, ExactKey, SnatRange, SocketKey};
+use crate::abi::{Config, ExactKey, Fragment, FragmentKey, SnatRange, SocketKey};
 use crate::abi_traffic::{SinkCount, Template};
 use crate::error::XdpError;
 
@@ -22,6 +22,10 @@ unsafe impl Pod for ExactKey {}
 unsafe impl Pod for SnatRange {}
 // SAFETY: as above.
 unsafe impl Pod for Config {}
+// SAFETY: as above.
+unsafe impl Pod for FragmentKey {}
+// SAFETY: as above.
+unsafe impl Pod for Fragment {}
 // SAFETY: as above.
 unsafe impl Pod for Template {}
 // SAFETY: as above.
@@ -50,6 +54,7 @@ pub(crate) struct RedirectObject {
     pub(crate) local6: LpmTrie<MapData, [u8; 16], u32>,
     pub(crate) exact: HashMap<MapData, ExactKey, u32>,
     pub(crate) snat: HashMap<MapData, [u8; 16], SnatRange>,
+    pub(crate) fragments: HashMap<MapData, FragmentKey, Fragment>,
     pub(crate) counters: PerCpuArray<MapData, [u64; 16]>,
 }
 
@@ -75,6 +80,7 @@ impl RedirectObject {
             local6: take(&mut ebpf, "LOCAL6")?,
             exact: take(&mut ebpf, "EXACT")?,
             snat: take(&mut ebpf, "SNAT")?,
+            fragments: take(&mut ebpf, "FRAGMENTS")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             ebpf,
         })

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 
-use crate::abi::{CLASS_FRONTEND, CLASS_NODE_PORT, CLASS_POD, CLASS_VXLAN, ExactKey, SnatRange};
+use crate::abi::{CLASS_FRONTEND, CLASS_NODE, CLASS_NODE_PORT, CLASS_POD, CLASS_VXLAN, ExactKey, SnatRange};
 use crate::error::XdpError;
 use crate::object::{RedirectObject, Sizes};
 
@@ -21,6 +21,9 @@ use crate::object::{RedirectObject, Sizes};
 pub struct Pinhole {
     /// Local pod addresses and CIDRs: whatever is sent there, later fragments included.
     pub local: BTreeSet<Prefix>,
+    /// Addresses of the node itself: never a pod's, though `local` may hold them. What is sent there is the
+    /// kernel's, but for the ports below.
+    pub node: BTreeSet<IpAddr>,
     /// VXLAN endpoints of this node: UDP to that address and port.
     pub tunnels: BTreeSet<Tunnel>,
     /// Service frontends reachable from outside: external and load balancer addresses.
@@ -29,6 +32,17 @@ pub struct Pinhole {
     pub node_ports: BTreeSet<Endpoint>,
     /// Ports (ICMP: echo identifiers) that pods' connections are translated to, by node address.
     pub snat: BTreeMap<IpAddr, SnatPorts>,
+}
+
+impl Pinhole {
+    /// The node addresses that lie in a pod prefix, each with the longest such prefix.
+    ///
+    /// No pod can have them: something to report.
+    #[must_use]
+    pub fn node_addresses_of_pods(&self) -> Vec<(IpAddr, Prefix)> {
+        let longest = |addr| self.local.iter().filter(|p| p.contains(addr)).max_by_key(|p| p.len);
+        self.node.iter().filter_map(|addr| Some((*addr, *longest(*addr)?))).collect()
+    }
 }
 
 /// An address prefix in canonical form: host bits zero.
@@ -142,10 +156,14 @@ impl Entries {
     /// Checks `pinhole` and turns it into map entries.
     pub(crate) fn compile(pinhole: &Pinhole, sizes: Sizes) -> Result<Self, XdpError> {
         let mut entries = Self::default();
-        for prefix in &pinhole.local {
-            match prefix.addr {
-                IpAddr::V4(v4) => drop(entries.local4.insert((prefix.len, v4.octets()), CLASS_POD)),
-                IpAddr::V6(v6) => drop(entries.local6.insert((prefix.len, v6.octets()), CLASS_POD)),
+        let pods = pinhole.local.iter().map(|prefix| (*prefix, CLASS_POD));
+        // Last, so that it also replaces a pod's entry for the very address.
+        let node = pinhole.node_addresses_of_pods();
+        let node = node.into_iter().map(|(addr, _)| (Prefix::host(addr), CLASS_NODE));
+        for (Prefix { addr, len }, class) in pods.chain(node) {
+            match addr {
+                IpAddr::V4(v4) => drop(entries.local4.insert((len, v4.octets()), class)),
+                IpAddr::V6(v6) => drop(entries.local6.insert((len, v6.octets()), class)),
             }
         }
         // A later class replaces an earlier one: a tunnel that is also declared a frontend is a tunnel.
@@ -241,6 +259,9 @@ enum Change<'a, K, V> {
 }
 
 /// Writes the difference between `held` and `desired`, and keeps `held` true on the way.
+///
+/// The last key is put first and removed last: a node address, which has the longest of prefixes, is excepted
+/// before a pod prefix holds it, and as long as one does.
 fn sync<K: Ord + Clone, V: Clone + PartialEq>(
     held: &mut BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
@@ -252,7 +273,7 @@ fn sync<K: Ord + Clone, V: Clone + PartialEq>(
     if !both_fit {
         remove_old(held, desired, &mut write)?;
     }
-    for (key, value) in desired {
+    for (key, value) in desired.iter().rev() {
         if held.get(key) != Some(value) {
             write(Change::Put(key, value))?;
             held.insert(key.clone(), value.clone());

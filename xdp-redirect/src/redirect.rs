@@ -5,11 +5,12 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::abi::{
-    Config, ON_FAILURE_DROP, ON_FAILURE_PASS, Outcome, PROGRAM_ENDPOINT, PROGRAM_UPLINK, SocketKey,
+    Config, Fragment, FragmentKey, ON_FAILURE_DROP, ON_FAILURE_PASS, Outcome, PROGRAM_ENDPOINT,
+    PROGRAM_UPLINK, SocketKey,
 };
 use crate::attach::{Links, Mode, ModeRequest, Role};
 use crate::error::XdpError;
@@ -315,6 +316,12 @@ impl Redirect {
     pub fn program(&mut self, role: Role) -> Result<&mut aya::programs::Xdp, XdpError> {
         crate::object::program(&mut self.object.ebpf, role.program())
     }
+
+    /// What the programs remember of datagrams in fragments, for tests.
+    #[doc(hidden)]
+    pub fn fragments(&mut self) -> &mut HashMap<MapData, FragmentKey, Fragment> {
+        &mut self.object.fragments
+    }
 }
 
 fn gone_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), XdpError> {
@@ -339,7 +346,6 @@ fn is_drop(outcome: Outcome, program: u32) -> bool {
 }
 
 const BOTH: &[u32] = &[PROGRAM_ENDPOINT, PROGRAM_UPLINK];
-const ENDPOINT: &[u32] = &[PROGRAM_ENDPOINT];
 const UPLINK: &[u32] = &[PROGRAM_UPLINK];
 
 const OUTCOMES: [(Outcome, &[u32], &str, &str); 15] = [
@@ -348,9 +354,9 @@ const OUTCOMES: [(Outcome, &[u32], &str, &str); 15] = [
     (Outcome::PassedVlan, BOTH, "passed_vlan", "VLAN-tagged frames, left to the kernel"),
     (
         Outcome::DroppedVlan0,
-        ENDPOINT,
+        BOTH,
         "dropped_vlan0",
-        "Frames tagged with VLAN 0, dropped: they would pass the policies",
+        "Frames tagged with VLAN 0 and else ours, dropped: the kernel would take them past the policies",
     ),
     (Outcome::StaleDropped, BOTH, "stale_dropped", "Frames of ours dropped because the heartbeat was stale"),
     (

@@ -14,7 +14,8 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use lab::frames::{self, ICMP, ICMPV6, SCTP, TCP, UDP};
-use lab::{Bench, model, passed, redirected};
+use lab::model::Model;
+use lab::{Bench, verdict};
 
 const V4: [&str; 4] = ["192.0.2.1", "192.0.2.2", "203.0.113.9", "10.1.0.7"];
 const V6: [&str; 4] = ["2001:db8::1", "2001:db8::2", "fd00:1::7", "::ffff:192.0.2.1"];
@@ -60,9 +61,15 @@ fn pinhole() -> impl Strategy<Value = Pinhole> {
         endpoints(),
         endpoints(),
         proptest::collection::btree_map(either(), range, 0..3),
+        proptest::collection::btree_set(either(), 0..3),
     )
-        .prop_map(|(local, tunnels, frontends, node_ports, snat): (_, _, _, _, BTreeMap<_, _>)| {
-            Pinhole { local, tunnels, frontends, node_ports, snat }
+        .prop_map(|(local, tunnels, frontends, node_ports, snat, node)| Pinhole {
+            local,
+            node,
+            tunnels,
+            frontends,
+            node_ports,
+            snat,
         })
 }
 
@@ -140,48 +147,83 @@ fn mutation() -> impl Strategy<Value = Mutation> {
         2 => any::<proptest::sample::Index>().prop_map(Mutation::Cut),
         2 => (1u8..60).prop_map(Mutation::Pad),
         5 => (any::<proptest::sample::Index>(), any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
-        1 => (any::<bool>(), any::<u16>()).prop_map(|(ad, vlan)| Mutation::Tag(ad, vlan)),
+        1 => (any::<bool>(), prop_oneof![Just(0), Just(0xe000), any::<u16>()])
+            .prop_map(|(ad, vlan)| Mutation::Tag(ad, vlan)),
     ]
+}
+
+fn mutated(mut frame: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
+    for mutation in mutations {
+        match mutation {
+            Mutation::Nothing => {}
+            Mutation::Cut(at) => frame.truncate(at.index(frame.len()).max(14)),
+            Mutation::Pad(count) => frame.extend(std::iter::repeat_n(0xaa, usize::from(*count))),
+            Mutation::Set(at, byte) => {
+                let at = at.index(frame.len());
+                frame[at] = *byte;
+            }
+            Mutation::Tag(ad, vlan) => {
+                frame = frames::tagged(&frame, if *ad { 0x88a8 } else { 0x8100 }, *vlan);
+            }
+        }
+    }
+    frame
 }
 
 fn frame() -> impl Strategy<Value = Vec<u8>> {
     let packet = prop_oneof![ip(false, None, 1), ip(true, None, 1)];
-    (packet, proptest::collection::vec(mutation(), 0..3)).prop_map(|(packet, mutations)| {
-        let mut frame = frames::ip_frame(&packet);
-        for mutation in mutations {
-            match mutation {
-                Mutation::Nothing => {}
-                Mutation::Cut(at) => frame.truncate(at.index(frame.len()).max(14)),
-                Mutation::Pad(count) => frame.extend(std::iter::repeat_n(0xaa, count.into())),
-                Mutation::Set(at, byte) => {
-                    let at = at.index(frame.len());
-                    frame[at] = byte;
-                }
-                Mutation::Tag(ad, vlan) => {
-                    frame = frames::tagged(&frame, if ad { 0x88a8 } else { 0x8100 }, vlan);
-                }
+    (packet, proptest::collection::vec(mutation(), 0..3))
+        .prop_map(|(packet, mutations)| mutated(frames::ip_frame(&packet), &mutations))
+}
+
+/// Fragments between two addresses, mostly of one datagram, mostly the first one first.
+fn datagram() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let ends = any::<bool>().prop_flat_map(|v6| (addr(v6), addr(v6), Just(v6)));
+    ends.prop_flat_map(|(src, dst, v6)| {
+        // Whose bytes differ in one place, and are the others' swapped.
+        let id = prop_oneof![6 => Just(7u32), 1 => select(&[0x0700u32, 0x0001_0007, 0x0700_0000][..])];
+        let offset = prop_oneof![2 => Just(0u16), 3 => select(&[1u16, 2, 0x1000, 0x1fff][..])];
+        let mutations = prop_oneof![3 => Just(Vec::new()), 1 => proptest::collection::vec(mutation(), 1)];
+        let other = prop_oneof![4 => Just(None), 1 => upper(v6, dst, 1).prop_map(Some)];
+        let piece = (id, offset, any::<bool>(), other, mutations);
+        let lost = prop_oneof![4 => Just(false), 1 => Just(true)];
+        let all = (upper(v6, dst, 1), proptest::collection::vec(piece, 1..5), lost);
+        all.prop_map(move |(first, pieces, lost)| {
+            let mut all = vec![frames::piece((src, dst), first.0, 7, 0, true, &first.1)];
+            all.extend(pieces.into_iter().map(|(id, offset, more, other, mutations)| {
+                let (proto, payload) = other.as_ref().unwrap_or(&first);
+                mutated(frames::piece((src, dst), *proto, id, offset, more, payload), &mutations)
+            }));
+            if lost {
+                all.remove(0);
             }
-        }
-        frame
+            all
+        })
     })
 }
 
 #[test]
 fn the_program_is_the_model() {
     let bench = RefCell::new(Bench::new(OnFailure::Pass));
-    let seen = RefCell::new(BTreeMap::<&str, u32>::new());
-    let config = ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(pinhole in pinhole(), frames in proptest::collection::vec(frame(), 16))| {
+    let seen = RefCell::new(BTreeMap::<String, u32>::new());
+    let config = ProptestConfig { cases: 6000, failure_persistence: None, ..ProptestConfig::default() };
+    let some = prop_oneof![frame().prop_map(|frame| vec![frame]), datagram()];
+    proptest!(config, |(pinhole in pinhole(), frames in proptest::collection::vec(some, 12))| {
         let mut bench = bench.borrow_mut();
+        let mut seen = seen.borrow_mut();
         bench.redirect.set_pinhole(&pinhole).unwrap();
-        for frame in frames {
-            let (expected, name) = match model::classify(&pinhole, &frame) {
-                Ok(hole) => (redirected(hole), hole),
-                Err(why) => (passed(why), why),
-            };
-            prop_assert_eq!(bench.uplink(&frame), expected, "{:02x?}", frame);
-            *seen.borrow_mut().entry(name).or_default() += 1;
+        bench.forget_fragments();
+        let mut model = Model::new(&pinhole);
+        for frame in frames.iter().flatten() {
+            let expected = model.classify(frame);
+            prop_assert_eq!(bench.uplink(frame), verdict(expected), "{:02x?} of {:02x?}", frame, frames);
+            let (Ok(name) | Err(name)) = expected;
+            *seen.entry(name.to_owned()).or_default() += 1;
         }
+        for (hole, count) in model.followed {
+            *seen.entry(format!("followed {hole}")).or_default() += count;
+        }
+        *seen.entry("forgotten".to_owned()).or_default() += model.forgotten;
     });
     // The generators reach every outcome, or the comparison would mean little.
     let seen = seen.into_inner();
@@ -192,8 +234,15 @@ fn the_program_is_the_model() {
         "pinhole_node_port",
         "pinhole_snat",
         "pinhole_icmp_error",
+        "followed pinhole_vxlan",
+        "followed pinhole_frontend",
+        "followed pinhole_node_port",
+        "followed pinhole_snat",
+        "followed pinhole_icmp_error",
+        "forgotten",
         "passed_not_ours",
         "passed_vlan",
+        "dropped_vlan0",
         "malformed",
     ] {
         assert!(seen.get(name).copied().unwrap_or(0) >= 5, "{name} was hardly met: {seen:?}");
@@ -215,10 +264,8 @@ fn random_bytes_are_the_model_too() {
             *first = if ethertype == 0x0800 { 0x45 } else { 0x60 };
         }
         let frame = frames::ethernet(ethertype, &bytes);
-        let expected = match model::classify(&everything, &frame) {
-            Ok(hole) => redirected(hole),
-            Err(why) => passed(why),
-        };
+        bench.borrow_mut().forget_fragments();
+        let expected = verdict(Model::new(&everything).classify(&frame));
         prop_assert_eq!(bench.borrow_mut().uplink(&frame), expected, "{:02x?}", frame);
     });
 }

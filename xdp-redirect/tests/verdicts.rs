@@ -10,7 +10,7 @@ use fastpath_xdp::pinhole::Protocol;
 use fastpath_xdp::{Endpoint, OnFailure, Pinhole, Prefix, Role, SnatPorts, Tunnel};
 
 use lab::frames::{self, ICMP, ICMPV6, SCTP, TCP, UDP};
-use lab::{Bench, DROP, PASS, REDIRECT, Verdict, passed, redirected};
+use lab::{Bench, DROP, PASS, REDIRECT, Verdict, dropped_vlan0, passed, redirected};
 
 fn a(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -165,10 +165,12 @@ fn vlan_tagged_and_group_addressed_frames_pass() {
     for f in families() {
         for ours in [frames::packet(f.far, f.node, UDP, 1, 4789), frames::packet(f.far, f.pod, TCP, 1, 1)] {
             for tpid in [0x8100, 0x88a8] {
-                for vlan in [0, 5, 4095] {
+                for vlan in [1, 5, 0x0fff, 0xe005] {
                     let frame = frames::tagged(&ours, tpid, vlan);
                     assert_eq!(bench.uplink(&frame), passed("passed_vlan"));
                     assert_eq!(bench.uplink(&frames::tagged(&frame, 0x88a8, 6)), passed("passed_vlan"));
+                    // The kernel strips the priority tag, and has its VLAN still to find.
+                    assert_eq!(bench.uplink(&frames::tagged(&frame, tpid, 0)), passed("passed_vlan"));
                 }
             }
             let mut group = ours.clone();
@@ -176,6 +178,46 @@ fn vlan_tagged_and_group_addressed_frames_pass() {
             assert_eq!(bench.uplink(&group), passed(NOT_OURS), "broadcast");
             group[..6].copy_from_slice(&[0x33, 0x33, 0, 0, 0, 1]);
             assert_eq!(bench.uplink(&group), passed(NOT_OURS), "multicast");
+        }
+    }
+}
+
+/// The kernel strips VLAN 0 and takes the rest as untagged: what is ours must not get to it that way.
+#[test]
+fn priority_tags_do_not_lead_past_the_dataplane() {
+    let mut bench = bench();
+    for f in families() {
+        let error = frames::ip(f.node, f.far, UDP, &frames::transport(UDP, 51234, 4789));
+        let ours = [
+            frames::packet(f.far, f.node, UDP, 1, 4789),
+            frames::packet(f.far, f.pod, TCP, 1, 1),
+            frames::packet(f.far, f.pod, 47, 1, 1),
+            frames::packet(f.far, f.vip, TCP, 1, 80),
+            frames::packet(f.far, f.node, SCTP, 1, 30080),
+            frames::packet(f.far, f.node, TCP, 1, LO),
+            frames::ip_frame(&frames::ip(f.far, f.node, f.icmp, &frames::icmp(f.errors[0], 0, &error))),
+        ];
+        let ssh = frames::packet(f.far, f.node, TCP, 1, 22);
+        for tpid in [0x8100, 0x88a8] {
+            for control in [0, 0xe000, 0x1000] {
+                for frame in &ours {
+                    let tagged = frames::tagged(frame, tpid, control);
+                    assert_eq!(bench.uplink(&tagged), dropped_vlan0(), "{frame:02x?}");
+                    let twice = frames::tagged(&tagged, 0x8100, 0);
+                    assert_eq!(bench.uplink(&twice), dropped_vlan0(), "{frame:02x?}");
+                    let mut group = tagged.clone();
+                    group[0] |= 1;
+                    assert_eq!(bench.uplink(&group), passed("passed_vlan"), "{frame:02x?}");
+                    // Cut inside: as malformed to the kernel as it would be to us.
+                    assert_eq!(bench.uplink(&tagged[..30]), passed("passed_vlan"), "{frame:02x?}");
+                }
+                // The node's own stays the kernel's.
+                assert_eq!(bench.uplink(&frames::tagged(&ssh, tpid, control)), passed("passed_vlan"));
+                let arp = frames::tagged(&frames::ethernet(0x0806, &[0; 46]), tpid, control);
+                assert_eq!(bench.uplink(&arp), passed("passed_vlan"));
+            }
+            let cut = frames::ethernet(tpid, &[0; 3]);
+            assert_eq!(bench.uplink(&cut), passed("malformed"));
         }
     }
 }
@@ -318,15 +360,15 @@ fn ipv4_options_and_fragments() {
         let other = frames::transport(UDP, 1, 22);
         assert_eq!(run(f.node, &options, 0, &other), passed(NOT_OURS), "{words} words");
     }
-    // Don't-fragment and the first fragment carry ports.
-    assert_eq!(run(f.node, &[], 0x4000, &udp), redirected("pinhole_vxlan"));
-    assert_eq!(run(f.node, &[], 0x2000, &udp), redirected("pinhole_vxlan"));
-    // Later ones do not, whatever their bytes look like; a pod's address needs none.
+    // Later fragments carry no ports, whatever their bytes look like; a pod's address needs none.
     for offset in [1, 0x1fff, 0x2001] {
         assert_eq!(run(f.node, &[], offset, &udp), passed(NOT_OURS));
         assert_eq!(run(f.vip, &[], offset, &frames::transport(UDP, 1, 53)), passed(NOT_OURS));
         assert_eq!(run(f.pod, &[], offset, &udp), redirected("pinhole_pod"));
     }
+    // Don't-fragment and the first fragment do.
+    assert_eq!(run(f.node, &[], 0x4000, &udp), redirected("pinhole_vxlan"));
+    assert_eq!(run(f.node, &[], 0x2000, &udp), redirected("pinhole_vxlan"));
 }
 
 #[test]
@@ -361,14 +403,16 @@ fn ipv6_extension_headers_and_fragments() {
         assert_eq!(run(f.node, next, &payload), expected, "{count} headers");
         assert_eq!(run(f.pod, next, &payload), redirected("pinhole_pod"), "{count} headers");
     }
-    // Fragments: the first and the atomic one carry ports.
-    for more in [true, false] {
-        assert_eq!(run(f.node, 44, &frames::fragment(UDP, 0, more, &udp)), redirected("pinhole_vxlan"));
+    // Fragments: the atomic and the first one carry ports.
+    for more in [false, true] {
         for offset in [1, 0x1fff] {
             let later = frames::fragment(UDP, offset, more, &udp);
             assert_eq!(run(f.node, 44, &later), passed(NOT_OURS));
             assert_eq!(run(f.pod, 44, &later), redirected("pinhole_pod"));
         }
+    }
+    for more in [false, true] {
+        assert_eq!(run(f.node, 44, &frames::fragment(UDP, 0, more, &udp)), redirected("pinhole_vxlan"));
     }
     // ESP and "no next header" hide or have no ports.
     for next in [50, 59, 135] {

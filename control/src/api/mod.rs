@@ -69,6 +69,10 @@ pub enum Request {
     Neighbors,
     /// Drops by reason: [`Vec`] of [`types::Drop`].
     Drops,
+    /// Policy rules in force on this node and what they counted: [`Vec`] of [`types::PolicyRow`].
+    Policies,
+    /// Services and their backends: [`Vec`] of [`types::ServiceRow`].
+    Services,
     /// Counters of the ports and the XDP programs: [`types::Ports`].
     Ports,
     /// Counters of the graph's nodes: [`types::Runtime`].

@@ -15,7 +15,10 @@ use super::server::{Answer, MAX_CLIENTS, to_value};
 use super::types::{Flows, Status, Version};
 use super::*;
 
-/// Answers flows with a big list, status with a refusal, routes never.
+/// Lines of the big list, of a thousand bytes each: several times what a socket holds unread.
+const LINES: usize = 1000;
+
+/// Answers drops with a big list, status with a refusal, routes never.
 struct Fake;
 
 impl StateView for Fake {
@@ -27,7 +30,7 @@ impl StateView for Fake {
                 Request::Flows { limit } => {
                     to_value(&Flows { flows: vec![], total: u64::from(limit.unwrap_or(7)) })
                 }
-                Request::Drops => Ok(json!(vec!["x".repeat(1000); 10_000])),
+                Request::Drops => Ok(json!(vec!["x".repeat(1000); LINES])),
                 Request::Routes => std::future::pending().await,
                 other => to_value(&format!("{other:?}")),
             }
@@ -106,7 +109,7 @@ fn requests_and_answers() {
         other => panic!("{other:?}"),
     }
     // A long answer comes whole.
-    assert_eq!(client.ask::<Vec<String>>(Request::Drops).expect("drops").len(), 10_000);
+    assert_eq!(client.ask::<Vec<String>>(Request::Drops).expect("drops").len(), LINES);
 }
 
 #[test]

@@ -5,7 +5,12 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::explain::Outcome;
 use crate::source::Severity;
+
+mod enforced;
+
+pub use enforced::{BackendRow, DropDetail, PolicyRow, ServiceRow};
 
 /// Answer to `version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,6 +231,17 @@ pub struct Flow {
     pub original: Tuple,
     /// As the answers come.
     pub reply: Tuple,
+    /// As its packets go on, where that is not as they came.
+    #[serde(default)]
+    pub translated: Option<Tuple>,
+    /// The service it is for: `ns/name`, and its port's name where it has one.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// `deny` once a policy has taken its permission away.
+    pub verdict: Outcome,
+    /// The rules that decide on it at this node: `ns/name egress rule 0`.
+    #[serde(default)]
+    pub rules: Vec<String>,
     /// Connection state.
     pub state: String,
     /// Milliseconds since its last packet.
@@ -282,6 +298,9 @@ pub struct Drop {
     pub packets: u64,
     /// What it means.
     pub help: String,
+    /// What denied them, where policies did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<DropDetail>,
 }
 
 /// Counters of one queue, in frames unless named otherwise.

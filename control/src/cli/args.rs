@@ -15,6 +15,7 @@ Examples:
   fastpath status                              is it well? what is degraded?
   fastpath show endpoints                      pods on this node, and the port each is behind
   fastpath show drops                          what was dropped, and what that means
+  fastpath show policies                       how often each rule allowed, and each isolation denied
   fastpath show flows --limit 20 -o json       for scripts
   fastpath explain --from shop/web --to shop/db --dport 5432     may it, and which rule says so?
   fastpath policy lint --manifests ./manifests policies that cannot do what they were written for
@@ -25,6 +26,26 @@ Exit codes:
   1  it failed, or `status` found the daemon not ready or degraded
   2  wrong command line
   3  no daemon answers at the socket, or only root may ask it";
+
+/// What `fastpath show flows --help` ends with.
+const FLOWS: &str = "\
+ORIGINAL is the first packet as it came; TRANSLATED is what it became, - when nothing was translated. A flow whose
+permission a policy took away has the verdict deny, and stays until it is idle. RULES are those of the two ends that
+are on this node; - means that no policy isolates them.";
+
+/// What `fastpath show policies --help` ends with.
+const POLICIES: &str = "\
+A rule counts the flows it allowed, and their packets and bytes in both directions. Where several rules allow the
+same connection the first counts: by the policies' names, then in the order written. What none allows is counted by
+the row `isolated: no policy allows`, one for each set of policies that isolate the same pods. Policies that select
+no pod of this node are not in force here. Counters begin when the daemon starts, or the rule comes.";
+
+/// What `fastpath show services --help` ends with.
+const SERVICES: &str = "\
+One row for each port, kind of address and family. BACKENDS is ready/all; when none is ready, those that terminate but
+still serve are used. POLICY is local where only backends of this node are used: for cluster IPs by
+internalTrafficPolicy, for the others (and then for clients from outside) by externalTrafficPolicy. -o json lists the
+backends.";
 
 /// A Kubernetes dataplane in userspace over AF_XDP: the daemon, and the command to ask it.
 #[derive(Debug, Parser)]
@@ -117,7 +138,8 @@ pub(super) enum Show {
     Endpoints,
     /// Nodes of the cluster, and how each is reached.
     Nodes,
-    /// The flow table, in no particular order.
+    /// The flow table, in no particular order: translations, and the rules that decide on each flow.
+    #[command(after_help = FLOWS)]
     Flows {
         /// Most flows to list.
         #[arg(long, value_name = "N", default_value_t = crate::api::DEFAULT_FLOWS,
@@ -128,7 +150,13 @@ pub(super) enum Show {
     Routes,
     /// Neighbours on the uplinks.
     Neighbors,
-    /// Packets dropped, by reason.
+    /// Policy rules in force on this node: packets, bytes and flows of each.
+    #[command(after_help = POLICIES)]
+    Policies,
+    /// Services: addresses, and how many backends of each are ready.
+    #[command(after_help = SERVICES)]
+    Services,
+    /// Packets dropped, by reason; what policies denied also by the policies that isolate.
     Drops {
         /// Also reasons that dropped nothing.
         #[arg(long)]
@@ -150,6 +178,8 @@ impl Show {
             Show::Routes => Request::Routes,
             Show::Neighbors => Request::Neighbors,
             Show::Drops { .. } => Request::Drops,
+            Show::Policies => Request::Policies,
+            Show::Services => Request::Services,
             Show::Ports => Request::Ports,
             Show::Runtime => Request::Runtime,
         }

@@ -118,6 +118,8 @@ fn run(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
                         Show::Routes => show::routes(&client.ask::<Vec<_>>(request)?),
                         Show::Neighbors => show::neighbors(&client.ask::<Vec<_>>(request)?),
                         Show::Drops { all } => show::drops(&client.ask::<Vec<_>>(request)?, all),
+                        Show::Policies => show::policies(&client.ask::<Vec<_>>(request)?),
+                        Show::Services => show::services(&client.ask::<Vec<_>>(request)?),
                         Show::Ports => show::ports(&client.ask(request)?),
                         Show::Runtime => show::runtime(&client.ask(request)?),
                     };

@@ -6,6 +6,10 @@ use std::fmt::{Display, Write as _};
 use super::table::{Columns, clean};
 use crate::api::types::{Drop, Endpoint, Flows, Neighbor, Node, Ports, RouteRow, Runtime, Status};
 
+mod enforced;
+
+pub(super) use enforced::{policies, services};
+
 fn optional(value: Option<&impl Display>) -> String {
     value.map_or_else(String::new, ToString::to_string)
 }
@@ -116,16 +120,30 @@ pub(super) fn nodes(rows: &[Node]) -> String {
 }
 
 pub(super) fn flows(answer: &Flows) -> String {
-    let mut t = Columns::new(&["PROTO", "ORIGINAL", "REPLY", "STATE", "IDLE>", "GEN>", "EGRESS"]);
+    let mut t = Columns::new(&[
+        "PROTO",
+        "ORIGINAL",
+        "TRANSLATED",
+        "STATE",
+        "VERDICT",
+        "IDLE>",
+        "GEN>",
+        "EGRESS",
+        "SERVICE",
+        "RULES",
+    ]);
     for f in &answer.flows {
         t.row([
             f.proto.clone(),
             f.original.to_string(),
-            f.reply.to_string(),
+            optional(f.translated.as_ref()),
             f.state.clone(),
+            f.verdict.name().to_owned(),
             format!("{}.{}s", f.idle_ms / 1000, f.idle_ms % 1000 / 100),
             f.generation.to_string(),
             f.egress.clone(),
+            optional(f.service.as_ref()),
+            f.rules.join("; "),
         ]);
     }
     let mut out = t.text();
@@ -162,6 +180,10 @@ pub(super) fn drops(rows: &[Drop], all: bool) -> String {
     let mut t = Columns::new(&["REASON", "PACKETS>", "MEANING"]);
     for d in rows.iter().filter(|d| all || d.packets > 0) {
         t.row([d.reason.clone(), d.packets.to_string(), d.help.clone()]);
+        for of in &d.details {
+            let what = format!("{} [{}]", of.detail, of.origin);
+            t.row(["  of which".to_owned(), of.packets.to_string(), what]);
+        }
     }
     t.text()
 }

@@ -4,6 +4,7 @@ use clap::{CommandFactory, Parser};
 
 use super::*;
 use crate::api::types::*;
+use crate::explain::Outcome;
 use crate::source::Severity;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -23,6 +24,8 @@ fn command_lines() {
         "fastpath show flows --limit 5",
         "fastpath show routes --socket /x.sock",
         "fastpath show neighbors",
+        "fastpath show policies",
+        "fastpath show services -o json",
         "fastpath show drops --all",
         "fastpath show ports",
         "fastpath show runtime",
@@ -147,19 +150,36 @@ demo        a1    10.77.1.11,fd00:77:1::11   -              3   -          0   a
         proto: "tcp".into(),
         original: tuple("fd00::1", "fd00::2"),
         reply: tuple("10.0.0.1", "10.0.0.2"),
+        translated: None,
+        service: None,
+        verdict: Outcome::Allow,
+        rules: Vec::new(),
         state: "established".into(),
         idle_ms: 1234,
         generation: 9,
         egress: "fp-a1".into(),
     };
+    let denied = Flow {
+        original: tuple("10.0.0.1", "10.96.0.1"),
+        translated: Some(tuple("10.0.0.1", "10.0.0.2")),
+        service: Some("shop/db:sql".into()),
+        verdict: Outcome::Deny,
+        rules: vec!["shop/web egress rule 0".into(), "isolated: no policy allows (ingress: shop/db)".into()],
+        ..flow.clone()
+    };
     let want = "\
-PROTO   ORIGINAL                          REPLY                          STATE         IDLE   GEN   EGRESS
-tcp     [fd00::1]:1000 -> [fd00::2]:80   10.0.0.1:1000 -> 10.0.0.2:80   established   1.2s     9   fp-a1
-(1 of 5 flows; more with --limit)
+PROTO   ORIGINAL                         TRANSLATED                     STATE         VERDICT   IDLE   GEN   EGRESS   SERVICE       RULES
+tcp     [fd00::1]:1000 -> [fd00::2]:80   -                              established   allow     1.2s     9   fp-a1    -             -
+tcp     10.0.0.1:1000 -> 10.96.0.1:80    10.0.0.1:1000 -> 10.0.0.2:80   established   deny      1.2s     9   fp-a1    shop/db:sql   shop/web egress rule 0; isolated: no policy allows (ingress: shop/db)
+(2 of 5 flows; more with --limit)
 ";
-    let got = show::flows(&Flows { flows: vec![flow], total: 5 });
-    assert_eq!(got, want.replace("ORIGINAL                          ", "ORIGINAL                         "));
-    let drop = |reason: &str, packets| Drop { reason: reason.into(), packets, help: "Help.".into() };
+    assert_eq!(show::flows(&Flows { flows: vec![flow, denied], total: 5 }), want);
+    let drop = |reason: &str, packets| Drop {
+        reason: reason.into(),
+        packets,
+        help: "Help.".into(),
+        details: Vec::new(),
+    };
     let drops = [drop("no_route", 12), drop("multicast", 0)];
     assert_eq!(show::drops(&drops, false), "REASON     PACKETS   MEANING\nno_route        12   Help.\n");
     assert_eq!(show::drops(&drops, true).lines().count(), 3);
@@ -209,6 +229,87 @@ endpoint      redirected        12   Help
     ports.xdp.clear();
     assert_eq!(show::ports(&ports).lines().count(), 2);
     assert_eq!(show::routes(&[]), "PREFIX   KIND   VIA   DEVICE   NODE\n");
+}
+
+#[test]
+fn what_policies_denied_names_them() {
+    let isolation =
+        |detail: &str, packets| DropDetail { detail: detail.into(), packets, origin: "p.yaml:3".into() };
+    let drop = Drop {
+        reason: "policy_denied_ingress".into(),
+        packets: 12,
+        help: "Help.".into(),
+        details: vec![isolation("isolated: no policy allows (shop/a, shop/b)", 11)],
+    };
+    let want = "\
+REASON                  PACKETS   MEANING
+policy_denied_ingress        12   Help.
+  of which                   11   isolated: no policy allows (shop/a, shop/b) [p.yaml:3]
+";
+    assert_eq!(show::drops(&[drop], false), want);
+    let rule = PolicyRow {
+        policy: "shop/a".into(),
+        policies: vec!["shop/a".into()],
+        direction: "ingress".into(),
+        rule: Some(1),
+        verdict: Outcome::Allow,
+        decides: "rule 1".into(),
+        packets: 10,
+        bytes: 1000,
+        flows: 2,
+        origin: "p.yaml:9".into(),
+    };
+    let isolated = PolicyRow {
+        policies: vec!["shop/a".into(), "shop/b".into()],
+        rule: None,
+        verdict: Outcome::Deny,
+        decides: "isolated: no policy allows".into(),
+        origin: "p.yaml:3".into(),
+        ..rule.clone()
+    };
+    let want = "\
+POLICY          DIRECTION   RULE   VERDICT   DECIDES                      PACKETS   BYTES   FLOWS   ORIGIN
+shop/a          ingress        1   allow     rule 1                            10    1000       2   p.yaml:9
+shop/a,shop/b   ingress        -   deny      isolated: no policy allows        10    1000       2   p.yaml:3
+";
+    assert_eq!(show::policies(&[rule, isolated]), want);
+}
+
+#[test]
+fn services_count_their_backends() {
+    let backend = |state: &str| BackendRow {
+        address: "10.0.0.1".parse().expect("ip"),
+        port: 80,
+        node: None,
+        state: state.into(),
+        used: state == "ready",
+    };
+    let row = ServiceRow {
+        service: "shop/web".into(),
+        port_name: String::new(),
+        kind: "NodePort".into(),
+        addresses: vec!["192.0.2.1".parse().expect("ip"), "192.0.2.2".parse().expect("ip")],
+        protocol: "TCP".into(),
+        port: 30080,
+        ready: 1,
+        backends: vec![backend("ready"), backend("terminating")],
+        affinity_s: Some(60),
+        local: true,
+    };
+    let want = "\
+SERVICE    PORT   KIND       ADDRESSES             PROTOCOL   NUMBER   BACKENDS   AFFINITY   POLICY
+shop/web   -      NodePort   192.0.2.1,192.0.2.2   TCP         30080        1/2        60s   local
+";
+    assert_eq!(show::services(&[row]), want);
+}
+
+/// Answers that were there before keep their form where there is nothing to add.
+#[test]
+fn drops_without_details_look_as_before() {
+    let drop = Drop { reason: "no_route".into(), packets: 1, help: "Help.".into(), details: Vec::new() };
+    let json = serde_json::json!({"reason": "no_route", "packets": 1, "help": "Help."});
+    assert_eq!(serde_json::to_value(&drop).expect("JSON"), json);
+    assert_eq!(serde_json::from_value::<Drop>(json).expect("a drop"), drop);
 }
 
 #[test]

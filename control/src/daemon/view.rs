@@ -12,7 +12,7 @@ use fastpath::tables::flow::{Pair, Transform};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Daemon;
+use super::{Daemon, enforced};
 use crate::api::server::{Answer, to_value};
 use crate::api::types::{
     Drop, Endpoint, Flow, Flows, Neighbor, Node, NodeRuntime, PortRow, PortStatus, Ports, Problem,
@@ -63,6 +63,8 @@ impl Daemon {
             Request::Routes => to_value(&self.routes()),
             Request::Neighbors => to_value(&self.neighbors()),
             Request::Drops => self.drops().and_then(|rows| to_value(&rows)),
+            Request::Policies => to_value(&enforced::policies(&self.tables)),
+            Request::Services => to_value(&enforced::services(&self.tables, &self.snapshot)),
             Request::Ports => self.ports().and_then(|ports| to_value(&ports)),
             Request::Runtime => to_value(&self.runtime()),
             Request::Explain { from, to, proto, dport } => self.explain(&from, &to, &proto, dport),
@@ -215,6 +217,10 @@ impl Daemon {
                     proto: protocol(pair.original.proto),
                     original: tuple(&pair.original),
                     reply: tuple(&pair.reply),
+                    translated: enforced::translated(pair).map(|key| tuple(&key)),
+                    service: enforced::service_of(&self.tables, pair),
+                    verdict: enforced::verdict(pair),
+                    rules: enforced::rules_of(&self.tables, pair),
                     state: pair.state.to_string(),
                     idle_ms: u64::from(now.since(pair.last_seen)),
                     generation: pair.generation,
@@ -304,7 +310,12 @@ impl Daemon {
         };
         let mut rows: Vec<Drop> = DropReason::ALL
             .iter()
-            .map(|r| Drop { reason: r.name().to_owned(), packets: total(*r), help: r.help().to_owned() })
+            .map(|r| Drop {
+                reason: r.name().to_owned(),
+                packets: total(*r),
+                help: r.help().to_owned(),
+                details: enforced::drop_details(&self.tables, *r),
+            })
             .collect();
         let mut xdp: BTreeMap<&str, Drop> = BTreeMap::new();
         for c in self.attacher.redirect.counters().map_err(internal)?.into_iter().filter(|c| c.dropped) {
@@ -312,6 +323,7 @@ impl Daemon {
                 reason: format!("xdp_{}", c.name),
                 packets: 0,
                 help: format!("{}.", c.help),
+                details: Vec::new(),
             });
             row.packets += c.value;
         }

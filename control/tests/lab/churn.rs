@@ -123,7 +123,6 @@ fn what_is_behind_a_device_changes_without_loss() {
     let mac = mac_text(lab.pod("a2").mac());
     let without = text.replace(&format!("\n    fastpath.io/mac: \"{mac}\""), "");
     assert_ne!(text, without);
-    let before = lab.node("a").cli().status().generation();
     lab.manifests.write("pod-a2.yaml", &without);
     lab.manifests.write("other.yaml", &text.replace("name: a2\n  namespace", "name: other\n  namespace"));
     lab.manifests.remove("pod-a2.yaml");
@@ -144,7 +143,6 @@ fn what_is_behind_a_device_changes_without_loss() {
         flow.must_progress(what, 150);
     }
     lost_nothing(running);
-    assert!(lab.node("a").cli().status().generation() > before);
     assert_eq!(lab.node("a").detached("fp-a2"), 0);
     // The other way round: a device that is attached anew is told so.
     lab.remove_pod("a2", false);

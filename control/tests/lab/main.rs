@@ -17,18 +17,32 @@
 //! | `churn` | pods, routes and neighbours that come and go under traffic; 100 pods |
 //! | `manifests` | the folder of YAML: changes, mistakes |
 //! | `cli` | exit codes, JSON, help |
+//! | `conformance` | NetworkPolicy: everybody asks everybody under many sets of policies |
+//! | `policy` | NetworkPolicy on flows that exist: revocation, refusal, counters |
+//! | `service` | ClusterIP, node ports, external addresses; backends that come and go |
+//! | `nat` | SNAT, ICMP errors and path MTU through translation, fragments |
+//! | `mistakes` | what other dataplanes got wrong |
+//! | `flood` | a SYN flood beside what is established |
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
 
 mod churn;
 mod cli;
+mod conformance;
 mod errors;
+mod flood;
 mod forwarding;
 mod harness;
 mod interop;
 mod lifecycle;
 mod manifests;
+mod mistakes;
+mod nat;
+#[path = "../oracle/mod.rs"]
+mod oracle;
 mod pinhole;
+mod policy;
 mod security;
 mod selftest;
+mod service;
 mod traffic;

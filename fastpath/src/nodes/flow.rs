@@ -134,6 +134,13 @@ fn error(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
             None => return Next::Drop(DropReason::MalformedTransport),
         }
     }
+    if hit.generation == cx.snap.generation {
+        // The way of the flow, which may lead back into a tunnel where no route does.
+        let Transform { egress, tunnel, next_hop, mtu, .. } = hit.transform;
+        *cx.packets.transform_mut(i) =
+            Transform { egress, tunnel, next_hop, mtu, ..Transform::identity(&key) };
+        return Next::Rewrite;
+    }
     *cx.packets.setup_mut(i) = Setup::first(key);
     Next::Route
 }

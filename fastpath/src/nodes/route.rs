@@ -6,16 +6,31 @@
 #![forbid(unsafe_code)]
 
 use super::snat::Candidates;
-use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, count_flow};
-use crate::packet::{FlowKey, Meta, NO_INDEX, flags};
+use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, Source, count_flow};
+use crate::packet::{FlowKey, Meta, NO_INDEX, flags, proto};
 use crate::snapshot::{Egress, PortRole, Unroutable};
-use crate::tables::flow::{Inserted, NewFlow, Transform};
+use crate::tables::flow::{Inserted, Millis, NewFlow, Transform};
 use crate::wire::checksum;
 use crate::wire::icmp::ErrorKind;
 
+/// Destinations that are remembered to have no port left.
+const EXHAUSTED: usize = 256;
+/// How long no port is looked for after all of the range were seen taken, in milliseconds.
+const PAUSE_MS: u32 = 10;
+/// Seed of the hash a destination is remembered by.
+const DESTINATION: u64 = 0xd5;
+
 /// The node.
-#[derive(Debug, Default)]
-pub struct Route;
+#[derive(Debug)]
+pub struct Route {
+    exhausted: Exhausted,
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Self { exhausted: Exhausted { slots: vec![(0, Millis(0)); EXHAUSTED].into() } }
+    }
+}
 
 impl Node for Route {
     const ID: NodeId = NodeId::Route;
@@ -45,6 +60,10 @@ impl Node for Route {
         if meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) != 0 {
             return send(cx, i, &setup, &ways.transforms(&setup, &translated));
         }
+        let masked = setup.source == Source::Node;
+        if masked && self.exhausted.lately(&translated, cx.now) {
+            return Next::Drop(DropReason::SnatExhausted);
+        }
         for translated in Candidates::new(&original, &translated, setup.source, &cx.snap.snat) {
             let transforms = ways.transforms(&setup, &translated);
             match install(cx, &setup, &translated, &transforms, &meta) {
@@ -59,7 +78,39 @@ impl Node for Route {
                 Installed::No => return Next::Drop(DropReason::FlowTableFull),
             }
         }
+        if masked {
+            self.exhausted.now(&translated, cx.now);
+        }
         Next::Drop(DropReason::SnatExhausted)
+    }
+}
+
+/// Destinations towards which every port was taken a moment ago: a flood of new flows does not make the worker
+/// search the range for each of them, while what is established waits.
+#[derive(Debug)]
+struct Exhausted {
+    slots: Box<[(u64, Millis)]>,
+}
+
+impl Exhausted {
+    fn slot(&mut self, translated: &FlowKey) -> Option<(u64, &mut (u64, Millis))> {
+        let icmp = matches!(translated.proto, proto::ICMP | proto::ICMPV6);
+        // An identifier is no part of the destination.
+        let dport = if icmp { 0 } else { translated.dport };
+        // Never zero, which is an empty slot.
+        let hash = FlowKey { sport: 0, dport, ..*translated }.hash(DESTINATION) | 1;
+        let at = usize::try_from((hash >> 8) % EXHAUSTED as u64).ok()?;
+        Some((hash, self.slots.get_mut(at)?))
+    }
+
+    fn lately(&mut self, translated: &FlowKey, now: Millis) -> bool {
+        self.slot(translated).is_some_and(|(hash, slot)| slot.0 == hash && now.since(slot.1) < PAUSE_MS)
+    }
+
+    fn now(&mut self, translated: &FlowKey, now: Millis) {
+        if let Some((hash, slot)) = self.slot(translated) {
+            *slot = (hash, now);
+        }
     }
 }
 

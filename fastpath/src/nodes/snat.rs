@@ -3,7 +3,7 @@
 //! - A pod that talks to the outside takes this node's address and a port of the reserved range
 //!   (`nat_outgoing`; RFC 4787, RFC 5508 for identifiers of ICMP echo).
 //! - A client from outside that uses a service takes it too, unless only backends of this node serve it.
-//! - A pod that reaches itself through a service takes the gateway's address.
+//! - A pod that reaches itself through a service takes the gateway's address, or over IPv6 this node's.
 //! - Everything else keeps its source; so does a flow that exists.
 //!
 //! The ports are those of [`Candidates`]; which of them is free is the flow table's to say, when `route` installs.
@@ -11,7 +11,7 @@
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId, Source};
 use crate::packet::{FlowKey, Ip, flags, proto};
-use crate::snapshot::{GATEWAY_V4, GATEWAY_V6, PortRole, Snapshot, Snat as Settings};
+use crate::snapshot::{GATEWAY_V4, PortRole, Snapshot, Snat as Settings};
 use crate::wire::icmp;
 
 /// Ports that are tried for one flow.
@@ -43,7 +43,13 @@ impl Node for Snat {
             return Next::Route;
         }
         let leaves = || leaves(cx.snap, original.src, translated.dst);
-        let source = if setup.source == Source::Keep && leaves() { Source::Node } else { setup.source };
+        let source = match setup.source {
+            Source::Keep if leaves() => Source::Node,
+            // The gateway is link-local there: a UDP socket bound to no address would answer it from the pod's own
+            // link-local address (RFC 6724 5, rule 2), which is no address of the flow.
+            Source::Gateway if !original.src.is_v4() => Source::Node,
+            source => source,
+        };
         let addr = match source {
             Source::Keep => {
                 // What comes from outside to a translated source belongs to a flow, or to nobody.
@@ -52,8 +58,7 @@ impl Node for Snat {
                     outside && !meta.has(flags::DECAPPED) && snat.holds(translated.dst, translated.dport);
                 return if lost { Next::Drop(DropReason::NatNoFlow) } else { Next::Route };
             }
-            Source::Gateway if original.src.is_v4() => GATEWAY_V4,
-            Source::Gateway => GATEWAY_V6,
+            Source::Gateway => GATEWAY_V4,
             Source::Node => match snat.address(original.src.is_v4()) {
                 Some(addr) => addr,
                 None => return Next::Drop(DropReason::SnatNoAddress),
@@ -76,13 +81,15 @@ impl Node for Snat {
 
 /// Whether a connection is one of a pod of this node to the outside.
 pub(super) fn leaves(snap: &Snapshot, src: Ip, dst: Ip) -> bool {
-    let gateway = dst == GATEWAY_V4 || dst == GATEWAY_V6;
-    snap.snat.outgoing && !gateway && snap.local.contains_key(&src) && snap.snat.inside.lookup(dst).is_none()
+    snap.snat.outgoing
+        && dst != GATEWAY_V4
+        && snap.local.contains_key(&src)
+        && snap.snat.inside.lookup(dst).is_none()
 }
 
 /// Whether an address is one that sources of connections from this node are translated to.
 fn is_own(addr: Ip, snat: &Settings) -> bool {
-    addr == GATEWAY_V4 || addr == GATEWAY_V6 || snat.address(addr.is_v4()) == Some(addr)
+    addr == GATEWAY_V4 || snat.address(addr.is_v4()) == Some(addr)
 }
 
 /// What a flow may look like after translation, best first. Ends when all of the port range was seen, or

@@ -6,7 +6,6 @@
 
 use crate::graph::DropReason;
 use crate::packet::Ip;
-use crate::snapshot::GATEWAY_V6;
 
 /// What an address is, as far as forwarding cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +42,6 @@ pub fn scope_v6(addr: u128) -> Scope {
     } else {
         Scope::Unicast
     }
-}
-
-/// The scope of an IPv6 destination: pods may answer their gateway, which is link-local.
-#[must_use]
-pub fn scope_v6_dst(addr: u128) -> Scope {
-    if addr == GATEWAY_V6.bits() { Scope::Unicast } else { scope_v6(addr) }
 }
 
 /// The scope of an address of either family.

@@ -250,7 +250,7 @@ fn v6(bytes: &[u8], offset: u16, meta: &mut Meta, key: &mut FlowKey) -> Result<P
         return if frag == 0 { Ok(Parsed::Punt(punt)) } else { Err(DropReason::MalformedTransport) };
     }
     let (src, dst) = (ip.src(), ip.dst());
-    address::check(address::scope_v6(src.bits()), address::scope_v6_dst(dst.bits()))?;
+    address::check(address::scope_v6(src.bits()), address::scope_v6(dst.bits()))?;
     key.src = src;
     key.dst = dst;
     transport(upper, meta, key)

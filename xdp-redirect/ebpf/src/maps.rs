@@ -1,10 +1,16 @@
 //! The maps (layouts: `abi.rs`), and the one way to read each.
 
+use core::hint::black_box;
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, XskMap};
 
-use crate::abi::{CLASS_MASK, Config, Counters, ExactKey, Outcome, PROGRAMS, SnatRange, SocketKey};
+use crate::abi::{
+    CLASS_MASK, CLASS_POD, Config, Counters, ExactKey, FRAGMENT_LIFE_NS, Fragment, FragmentKey,
+    MAX_FRAGMENTS, Outcome, PROGRAMS, SnatRange, SocketKey,
+};
 use crate::parse::Address;
 
 // The loader sets the real sizes of the maps whose size is configured.
@@ -26,6 +32,10 @@ static LOCAL6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(BY_LOADER, 0);
 static EXACT: HashMap<ExactKey, u32> = HashMap::with_max_entries(BY_LOADER, 0);
 #[map]
 static SNAT: HashMap<[u8; 16], SnatRange> = HashMap::with_max_entries(BY_LOADER, 0);
+/// One for all CPUs, because fragments of a datagram may come by different queues. LRU: a flood of first
+/// fragments takes room from older ones, and memory from nobody.
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(PROGRAMS, 0);
 
@@ -33,10 +43,12 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(PROGRAMS,
 #[inline(always)]
 pub(crate) fn count(program: u32, outcome: Outcome) {
     if let Some(counters) = COUNTERS.get_ptr_mut(program) {
+        // Changes nothing, but the compiler does not know: the verifier wants to see the bound.
+        let index = black_box(outcome as usize) & 15;
         // SAFETY: the pointer is to this CPU's value, and no other program run uses it meanwhile: XDP
-        // runs with bottom halves off, so runs on one CPU follow each other. `outcome` is below 16.
+        // runs with bottom halves off, so runs on one CPU follow each other. There are 16 counters.
         unsafe {
-            let cell = counters.cast::<u64>().add(outcome as usize);
+            let cell = counters.cast::<u64>().add(index);
             *cell += 1;
         }
     }
@@ -67,7 +79,14 @@ pub(crate) fn slot(key: SocketKey) -> Option<u32> {
     unsafe { SLOTS.get(key).copied() }
 }
 
-/// Whether a local prefix holds `addr`.
+/// Now, in nanoseconds. The coarse clock may lag a tick behind the beat's.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Whether the longest local prefix that holds `addr` is a pod's.
 #[inline(always)]
 pub(crate) fn is_local(addr: &Address, v4: bool) -> bool {
     let value = if v4 {
@@ -75,7 +94,10 @@ pub(crate) fn is_local(addr: &Address, v4: bool) -> bool {
     } else {
         LOCAL6.get(Key::new(128, bytes(addr)))
     };
-    value.is_some()
+    match value {
+        Some(class) => *class & CLASS_MASK == CLASS_POD,
+        None => false,
+    }
 }
 
 /// Class of a transport endpoint, 0 when it is not ours. `port` in network order, as read.
@@ -103,8 +125,45 @@ pub(crate) fn in_snat_range(addr: &Address, port: u16) -> bool {
     }
 }
 
+/// Remembers which hole the first fragment of a datagram went through. A failure only means that later ones
+/// are not found.
 #[inline(always)]
-fn bytes(addr: &Address) -> [u8; 16] {
+pub(crate) fn remember_fragment(key: &FragmentKey, hole: Outcome) {
+    let _ = FRAGMENTS.insert(key, Fragment { seen_ns: now(), hole: hole as u32, zero: 0 }, 0);
+}
+
+/// Forgets a datagram: its identification has come round, and the new one is not ours.
+#[inline(always)]
+pub(crate) fn forget_fragment(key: &FragmentKey) {
+    let _ = FRAGMENTS.remove(key);
+}
+
+/// The hole that the first fragment of the datagram went through, not long ago.
+#[inline(always)]
+pub(crate) fn fragment(key: &FragmentKey) -> Option<Outcome> {
+    // SAFETY: the fields are copied at once; an element that is evicted and reused meanwhile shows the hole
+    // of another datagram of ours for this one packet.
+    let Fragment { seen_ns, hole, .. } = *unsafe { FRAGMENTS.get(key) }?;
+    if now().saturating_sub(seen_ns) > FRAGMENT_LIFE_NS {
+        return None;
+    }
+    const VXLAN: u32 = Outcome::Vxlan as u32;
+    const FRONTEND: u32 = Outcome::Frontend as u32;
+    const NODE_PORT: u32 = Outcome::NodePort as u32;
+    const SNAT: u32 = Outcome::Snat as u32;
+    const ICMP_ERROR: u32 = Outcome::IcmpError as u32;
+    match hole {
+        VXLAN => Some(Outcome::Vxlan),
+        FRONTEND => Some(Outcome::Frontend),
+        NODE_PORT => Some(Outcome::NodePort),
+        SNAT => Some(Outcome::Snat),
+        ICMP_ERROR => Some(Outcome::IcmpError),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn bytes(addr: &Address) -> [u8; 16] {
     // SAFETY: same size, and both are plain integers; the words hold the address' bytes in memory order.
     unsafe { core::mem::transmute::<[u16; 8], [u8; 16]>(*addr) }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Payload {
     pub(crate) proto: u8,
     /// Its offset.
     pub(crate) offset: usize,
+    /// Identification of a [`Seen::First`] or [`Seen::Later`] fragment, as on the wire.
+    pub(crate) id: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,10 +62,14 @@ pub(crate) struct Payload {
 pub(crate) enum Seen {
     /// A transport header.
     Transport = 0,
-    /// A later fragment, or more extension headers than are walked: no transport header to see.
-    Hidden = 1,
+    /// A transport header, in the first of several fragments.
+    First = 1,
+    /// A later fragment: no transport header to see.
+    Later = 2,
+    /// More extension headers than are walked, or a later fragment in a first one: nothing to see.
+    Hidden = 3,
     /// An extension header is cut short.
-    Cut = 2,
+    Cut = 4,
 }
 
 impl Payload {
@@ -71,8 +77,8 @@ impl Payload {
     #[inline(always)]
     pub(crate) fn transport(&self) -> Result<(u8, usize), Outcome> {
         match self.seen {
-            Seen::Transport => Ok((self.proto, self.offset)),
-            Seen::Hidden => Err(Outcome::PassedNotOurs),
+            Seen::Transport | Seen::First => Ok((self.proto, self.offset)),
+            Seen::Later | Seen::Hidden => Err(Outcome::PassedNotOurs),
             Seen::Cut => Err(Outcome::Malformed),
         }
     }
@@ -100,12 +106,13 @@ pub(crate) fn ipv4(frame: &Frame, offset: usize, quoted: Option<usize>) -> Resul
     if offset + length > end {
         return Err(Outcome::Malformed);
     }
-    let first = u16::from_be(header.flags_fragment) & 0x1fff == 0;
-    let payload = Payload {
-        seen: if first { Seen::Transport } else { Seen::Hidden },
-        proto: header.protocol,
-        offset: offset + length,
+    let seen = match u16::from_be(header.flags_fragment) & 0x3fff {
+        0 => Seen::Transport,
+        MORE_FRAGMENTS => Seen::First,
+        _ => Seen::Later,
     };
+    let id = words([header.identification, 0]);
+    let payload = Payload { seen, proto: header.protocol, offset: offset + length, id };
     Ok(Ip { source: mapped(header.source), destination: mapped(header.destination), v4: true, payload, end })
 }
 
@@ -136,22 +143,30 @@ pub(crate) fn ipv6(frame: &Frame, offset: usize, quoted: Option<usize>) -> Resul
     Ok(Ip { source: header.source, destination: header.destination, v4: false, payload, end })
 }
 
+/// The flag of RFC 791 3.1, with an offset of zero.
+const MORE_FRAGMENTS: u16 = 0x2000;
+
 #[inline(always)]
 fn extensions(frame: &Frame, first: u8, start: usize, end: usize) -> Payload {
     if !is_extension(first) {
-        return Payload { seen: Seen::Transport, proto: first, offset: start };
+        return Payload { seen: Seen::Transport, proto: first, offset: start, id: 0 };
     }
     let walked = walk_extensions(frame.ctx, u32::from(first), start as u32, end as u32);
-    let seen = match walked >> 24 {
+    let seen = match walked as u32 >> 24 {
         0 => Seen::Transport,
-        1 => Seen::Hidden,
+        1 => Seen::First,
+        2 => Seen::Later,
+        3 => Seen::Hidden,
         _ => Seen::Cut,
     };
-    Payload { seen, proto: (walked >> 16) as u8, offset: (walked & 0xffff) as usize }
+    let (proto, offset) = ((walked >> 16) as u8, (walked & 0xffff) as usize);
+    Payload { seen, proto, offset, id: (walked >> 32) as u32 }
 }
 
-const HIDDEN: u32 = (Seen::Hidden as u32) << 24;
-const CUT: u32 = (Seen::Cut as u32) << 24;
+const FIRST: u64 = (Seen::First as u64) << 24;
+const LATER: u64 = (Seen::Later as u64) << 24;
+const HIDDEN: u64 = (Seen::Hidden as u64) << 24;
+const CUT: u64 = (Seen::Cut as u64) << 24;
 
 #[inline(always)]
 fn is_extension(next: u8) -> bool {
@@ -159,17 +174,22 @@ fn is_extension(next: u8) -> bool {
 }
 
 /// Walks the extension headers (RFC 8200 4; authentication header RFC 4302 2.2) from the one of type
-/// `first` at offset `start`. Returns [`Seen`] in the top byte, the transport header's protocol in the next
-/// one, its offset in the lower half.
+/// `first` at offset `start`. Returns, from the top: the identification of a fragment (32 bits), [`Seen`]
+/// (8 bits), the transport header's protocol (8 bits) and its offset (16 bits).
+///
+/// A fragment in a fragment belongs to the outer one's datagram. A whole packet behind a fragment header
+/// (RFC 6946) is no fragment.
 ///
 /// A global function to the verifier: checked once, apart from the programs, because the many ways
 /// through the loop would multiply with the many ways through what follows.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn walk_extensions(ctx: *mut xdp_md, first: u32, start: u32, end: u32) -> u32 {
+pub(crate) extern "C" fn walk_extensions(ctx: *mut xdp_md, first: u32, start: u32, end: u32) -> u64 {
     let frame = Frame::new(&XdpContext::new(ctx));
     let end = end as usize;
     let mut next = first as u8;
+    // `FIRST` and the identification, once the first of several fragments is met.
+    let mut fragment = 0;
     // Here and below: the compiler must not keep a second copy of the offset, or the verifier would see
     // one checked and the other one used.
     let mut offset = black_box(start as usize & 0x3fff);
@@ -182,8 +202,17 @@ pub(crate) extern "C" fn walk_extensions(ctx: *mut xdp_md, first: u32, start: u3
         }
         let Some(header) = frame.at::<Extension>(offset) else { return CUT };
         let length = match next {
-            FRAGMENT if u16::from_be(header.word) & 0xfff8 != 0 => return HIDDEN,
-            FRAGMENT => 8,
+            FRAGMENT => {
+                let id = u64::from(words(header.rest)) << 32;
+                let word = u16::from_be(header.word);
+                if word & 0xfff8 != 0 {
+                    return if fragment == 0 { id | LATER } else { HIDDEN };
+                }
+                if word & 1 != 0 && fragment == 0 {
+                    fragment = id | FIRST;
+                }
+                8
+            }
             AUTHENTICATION => (usize::from(header.length) + 2) * 4,
             _ => (usize::from(header.length) + 1) * 8,
         };
@@ -196,8 +225,15 @@ pub(crate) extern "C" fn walk_extensions(ctx: *mut xdp_md, first: u32, start: u3
     if is_extension(next) {
         return HIDDEN;
     }
-    // `Seen::Transport` in the top byte.
-    u32::from(next) << 16 | (offset & 0xffff) as u32
+    // Without a fragment `Seen::Transport`, which is 0.
+    fragment | u64::from(next) << 16 | (offset & 0xffff) as u64
+}
+
+/// Two words as the four bytes that they are.
+#[inline(always)]
+fn words(words: [u16; 2]) -> u32 {
+    // SAFETY: same size, and both are plain integers.
+    unsafe { core::mem::transmute::<[u16; 2], u32>(words) }
 }
 
 /// The first eight bytes of a transport header of at least `need` bytes, all before `end`.

@@ -1,10 +1,10 @@
 //! Which of the uplink's frames are ours. Everything else is the kernel's, so SSH is never at risk; so is what a
 //! socket of the node waits for on a port of the SNAT range.
 
-use crate::abi::{CLASS_FRONTEND, CLASS_NODE_PORT, CLASS_VXLAN, Outcome};
-use crate::frame::{Ethernet, Frame};
-use crate::maps::{exact, in_snat_range, is_local};
-use crate::parse::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
+use crate::abi::{CLASS_FRONTEND, CLASS_NODE_PORT, CLASS_VXLAN, FragmentKey, Outcome};
+use crate::frame::{Ethernet, Frame, Vlan};
+use crate::maps::{self, exact, in_snat_range, is_local};
+use crate::parse::{self, ICMP, ICMPV6, Ip, SCTP, Seen, TCP, UDP};
 use crate::sockets::{self, End};
 use crate::{ETH_8021AD, ETH_8021Q, ETH_IPV4, ETH_IPV6};
 
@@ -12,17 +12,68 @@ use crate::{ETH_8021AD, ETH_8021Q, ETH_IPV4, ETH_IPV6};
 #[inline(always)]
 pub(crate) fn classify(frame: &Frame) -> Result<Outcome, Outcome> {
     let ethernet: &Ethernet = frame.at(0).ok_or(Outcome::Malformed)?;
+    let mut ethertype = u16::from_be(ethernet.ethertype);
+    let tagged = is_vlan(ethertype);
+    let mut offset = 14;
+    if tagged {
+        let tag: &Vlan = frame.at(14).ok_or(Outcome::Malformed)?;
+        if u16::from_be(tag.control) & 0x0fff != 0 {
+            return Err(Outcome::PassedVlan);
+        }
+        // A priority tag: the kernel strips it and takes the frame as untagged (IEEE 802.1Q 6.9).
+        ethertype = u16::from_be(tag.ethertype);
+        offset = 18;
+    }
     // A packet for one of our addresses in a group-addressed frame is not to be forwarded (RFC 1812
     // 3.4): the kernel's to judge.
     let group = ethernet.destination[0] & 1 != 0;
-    let ip = match u16::from_be(ethernet.ethertype) {
-        ETH_8021Q | ETH_8021AD => return Err(Outcome::PassedVlan),
-        _ if group => return Err(Outcome::PassedNotOurs),
-        ETH_IPV4 => parse::ipv4(frame, 14, None)?,
-        ETH_IPV6 => parse::ipv6(frame, 14, None)?,
-        _ => return Err(Outcome::PassedNotOurs),
+    let ip = match ethertype {
+        _ if group => Err(Outcome::PassedNotOurs),
+        ETH_IPV4 => parse::ipv4(frame, offset, None),
+        ETH_IPV6 => parse::ipv6(frame, offset, None),
+        _ => Err(Outcome::PassedNotOurs),
     };
-    let transport = transport(frame, &ip);
+    if tagged {
+        return Err(match ip {
+            Ok(ip) if hole(frame, &ip).is_ok() => Outcome::DroppedVlan0,
+            // The kernel strips as many priority tags as there are, and nobody in earnest sends two.
+            _ if is_priority_tag(frame, ethertype) => Outcome::DroppedVlan0,
+            _ => Outcome::PassedVlan,
+        });
+    }
+    let ip = ip?;
+    let found = hole(frame, &ip);
+    if ip.payload.seen == Seen::First {
+        match found {
+            // Known by its address.
+            Ok(Outcome::Pod) => {}
+            Ok(hole) => maps::remember_fragment(&fragment_key(frame, &ip), hole),
+            Err(_) => maps::forget_fragment(&fragment_key(frame, &ip)),
+        }
+    }
+    found
+}
+
+#[inline(always)]
+fn is_vlan(ethertype: u16) -> bool {
+    matches!(ethertype, ETH_8021Q | ETH_8021AD)
+}
+
+/// Whether a second tag is one of VLAN 0.
+#[inline(always)]
+fn is_priority_tag(frame: &Frame, ethertype: u16) -> bool {
+    is_vlan(ethertype) && frame.at::<Vlan>(18).is_some_and(|tag| u16::from_be(tag.control) & 0x0fff == 0)
+}
+
+/// The hole that the packet matches, or why it matches none.
+#[inline(always)]
+fn hole(frame: &Frame, ip: &Ip) -> Result<Outcome, Outcome> {
+    if ip.payload.seen == Seen::Later
+        && let Some(hole) = maps::fragment(&fragment_key(frame, ip))
+    {
+        return Ok(hole);
+    }
+    let transport = transport(frame, ip);
     if let Ok(Transport::Ports(proto, words, _)) = transport {
         match exact(&ip.destination, proto, words[1]) {
             CLASS_VXLAN => return Ok(Outcome::Vxlan),
@@ -44,7 +95,19 @@ pub(crate) fn classify(frame: &Frame) -> Result<Outcome, Outcome> {
             if taken { Err(Outcome::PassedNotOurs) } else { Ok(Outcome::Snat) }
         }
         Transport::Ports(..) => Err(Outcome::PassedNotOurs),
-        Transport::Icmp(words, body) => icmp(frame, &ip, words, body),
+        Transport::Icmp(words, body) => icmp(frame, ip, words, body),
+    }
+}
+
+#[inline(always)]
+fn fragment_key(frame: &Frame, ip: &Ip) -> FragmentKey {
+    FragmentKey {
+        source: maps::bytes(&ip.source),
+        destination: maps::bytes(&ip.destination),
+        id: ip.payload.id.to_ne_bytes(),
+        // SAFETY: the context is the kernel's and valid for the whole run.
+        ifindex: unsafe { (*frame.ctx).ingress_ifindex },
+        proto: if ip.v4 { u32::from(ip.payload.proto) } else { 0 },
     }
 }
 

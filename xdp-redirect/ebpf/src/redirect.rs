@@ -15,7 +15,6 @@ mod pinhole;
 mod sockets;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 
@@ -56,7 +55,8 @@ pub(crate) fn endpoint(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Uplink: only what the pinhole names is ours, everything else is the kernel's.
+/// Uplink: only what the pinhole names is ours, everything else is the kernel's, but for what the kernel
+/// would take for ours and forward past us.
 #[xdp]
 pub(crate) fn uplink(ctx: XdpContext) -> u32 {
     match pinhole::classify(&Frame::new(&ctx)) {
@@ -66,7 +66,7 @@ pub(crate) fn uplink(ctx: XdpContext) -> u32 {
         }
         Err(why) => {
             maps::count(PROGRAM_UPLINK, why);
-            XDP_PASS
+            if why == Outcome::DroppedVlan0 { XDP_DROP } else { XDP_PASS }
         }
     }
 }
@@ -79,9 +79,7 @@ fn deliver(ctx: &XdpContext, program: u32) -> u32 {
     let fallback = if pass { XDP_PASS } else { XDP_DROP };
 
     let beat = maps::heartbeat();
-    // SAFETY: a helper without arguments. The coarse clock may lag a tick behind the beat's.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if beat == 0 || now.saturating_sub(beat) > config.stale_after_ns {
+    if beat == 0 || maps::now().saturating_sub(beat) > config.stale_after_ns {
         maps::count(program, if pass { Outcome::StalePassed } else { Outcome::StaleDropped });
         return fallback;
     }

@@ -53,6 +53,64 @@ fn a_tunnel_wins_over_a_frontend_of_the_same_port() {
     assert_eq!(entries.exact.values().collect::<Vec<_>>(), [&CLASS_VXLAN]);
 }
 
+#[test]
+fn node_addresses_are_excepted_where_a_pod_prefix_holds_them() {
+    let mut pinhole = Pinhole::default();
+    pinhole.local.extend([prefix("10.1.0.0/16"), prefix("10.1.0.0/24"), prefix("fd00::/64")]);
+    pinhole.node.extend([ip("10.1.0.1"), ip("10.1.7.1"), ip("192.0.2.1"), ip("fd00::1"), ip("fd01::1")]);
+    let sizes = Sizes { local_prefixes: 4, ..SIZES };
+    let entries = Entries::compile(&pinhole, sizes).unwrap();
+    assert_eq!(
+        entries.local4.into_iter().collect::<Vec<_>>(),
+        [
+            ((16, [10, 1, 0, 0]), CLASS_POD),
+            ((24, [10, 1, 0, 0]), CLASS_POD),
+            ((32, [10, 1, 0, 1]), CLASS_NODE),
+            ((32, [10, 1, 7, 1]), CLASS_NODE),
+        ]
+    );
+    assert_eq!(entries.local6.values().collect::<Vec<_>>(), [&CLASS_POD, &CLASS_NODE]);
+    let reported = pinhole.node_addresses_of_pods();
+    assert_eq!(
+        reported,
+        [
+            (ip("10.1.0.1"), prefix("10.1.0.0/24")),
+            (ip("10.1.7.1"), prefix("10.1.0.0/16")),
+            (ip("fd00::1"), prefix("fd00::/64")),
+        ]
+    );
+    // They take room like any other entry.
+    pinhole.node.insert(ip("10.1.0.2"));
+    assert!(matches!(Entries::compile(&pinhole, sizes), Err(XdpError::TooMany { wanted: 5, max: 4, .. })));
+}
+
+#[test]
+fn a_node_address_is_excepted_before_and_as_long_as_a_prefix_holds_it() {
+    let mut pinhole = Pinhole::default();
+    pinhole.local.insert(prefix("10.1.0.0/24"));
+    pinhole.node.insert(ip("10.1.0.1"));
+    let with = Entries::compile(&pinhole, SIZES).unwrap().local4;
+    let without = BTreeMap::new();
+    // Also where not both fit.
+    for max in [4, 1] {
+        let mut held = BTreeMap::new();
+        let mut map = BTreeMap::new();
+        for desired in [&with, &without, &with] {
+            sync(&mut held, desired, max, |change| {
+                match change {
+                    Change::Put(key, value) => drop(map.insert(*key, *value)),
+                    Change::Remove(key) => drop(map.remove(key)),
+                }
+                let cidr = map.contains_key(&(24, [10, 1, 0, 0]));
+                assert!(!cidr || map.get(&(32, [10, 1, 0, 1])) == Some(&CLASS_NODE), "{map:?}");
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(map, *desired);
+        }
+    }
+}
+
 proptest! {
     /// Against a map with room for `MAX`: ends at what was desired, never touches what stays the same,
     /// never overflows, and never removes before it has added when both fit.

@@ -90,6 +90,28 @@ pub(crate) fn fragment(next: u8, offset: u16, more: bool, payload: &[u8]) -> Vec
     [&[next, 0][..], &word.to_be_bytes(), &[0, 0, 0, 9], payload].concat()
 }
 
+/// One fragment of a datagram of either family; `id` is cut to 16 bits for IPv4, `offset` in units of 8 bytes.
+pub(crate) fn piece(
+    (src, dst): (IpAddr, IpAddr),
+    proto: u8,
+    id: u32,
+    offset: u16,
+    more: bool,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut packet = if src.is_ipv4() {
+        ipv4(src, dst, proto, &[], offset | u16::from(more) << 13, payload)
+    } else {
+        ipv6(src, dst, 44, &fragment(proto, offset, more, payload))
+    };
+    let (at, id) = match packet[0] >> 4 {
+        4 => (4..6, &id.to_be_bytes()[2..]),
+        _ => (44..48, &id.to_be_bytes()[..]),
+    };
+    packet[at].copy_from_slice(id);
+    ip_frame(&packet)
+}
+
 /// A TCP, UDP or SCTP header, whole, with a little data.
 pub(crate) fn transport(proto: u8, sport: u16, dport: u16) -> Vec<u8> {
     let size = match proto {

@@ -131,6 +131,18 @@ impl Bench {
     }
 
     pub(crate) fn run(&mut self, role: Role, frame: &[u8]) -> Verdict {
+        self.run_from(None, role, frame)
+    }
+
+    /// As if received from the device of that index.
+    pub(crate) fn uplink_from(&mut self, ifindex: u32, frame: &[u8]) -> Verdict {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let words = [0, u32::try_from(frame.len()).unwrap(), 0, ifindex, 0, 0];
+        let context: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        self.run_from(Some(&context), Role::Uplink, frame)
+    }
+
+    fn run_from(&mut self, context: Option<&[u8]>, role: Role, frame: &[u8]) -> Verdict {
         let before = self.counters(role);
         let mut out = vec![0u8; frame.len() + 64];
         let result = self
@@ -139,6 +151,7 @@ impl Bench {
             .unwrap()
             .test_run(TestRunOptions {
                 data_in: Some(frame),
+                ctx_in: context,
                 data_out: Some(&mut out),
                 ..TestRunOptions::new()
             })
@@ -159,6 +172,16 @@ impl Bench {
 
     pub(crate) fn uplink(&mut self, frame: &[u8]) -> Verdict {
         self.run(Role::Uplink, frame)
+    }
+
+    /// Forgets what the program remembers of fragments; returns of how many datagrams.
+    pub(crate) fn forget_fragments(&mut self) -> usize {
+        let fragments = self.redirect.fragments();
+        let keys: Vec<_> = fragments.keys().map(Result::unwrap).collect();
+        for key in &keys {
+            fragments.remove(key).unwrap();
+        }
+        keys.len()
     }
 
     fn counters(&self, role: Role) -> BTreeMap<&'static str, u64> {
@@ -186,4 +209,18 @@ pub(crate) fn redirected(hole: &'static str) -> Verdict {
 /// The verdict of a frame left to the kernel.
 pub(crate) fn passed(why: &'static str) -> Verdict {
     Verdict { action: PASS, counted: vec![why] }
+}
+
+/// The verdict of a frame that the kernel would take past the dataplane.
+pub(crate) fn dropped_vlan0() -> Verdict {
+    Verdict { action: DROP, counted: vec!["dropped_vlan0"] }
+}
+
+/// The verdict that the model's answer stands for.
+pub(crate) fn verdict(answer: Result<&'static str, &'static str>) -> Verdict {
+    match answer {
+        Ok(hole) => redirected(hole),
+        Err("dropped_vlan0") => dropped_vlan0(),
+        Err(why) => passed(why),
+    }
 }

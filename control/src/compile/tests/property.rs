@@ -1,6 +1,7 @@
 //! Random clusters against the rules in words: where a pod's packets go by its node's addresses alone.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fastpath::packet::{Ip, NO_INDEX, PortId};
 use fastpath::snapshot::Route;
@@ -208,7 +209,9 @@ proptest! {
             prop_assert!(snapshot.port(*port).unwrap().addrs.contains(addr));
         }
         prop_assert!(!snapshot.local.contains_key(&Ip::from(ip("192.168.77.1"))));
-        let again = world.compile();
+        let mut again = world.compile();
+        // Compared as the one thing it is, and put in by somebody else.
+        again.snapshot.rule_counters = Arc::clone(&snapshot.rule_counters);
         prop_assert_eq!(&again.snapshot, snapshot);
         prop_assert_eq!((again.neighbors, again.problems), (compiled.neighbors, compiled.problems));
     }

@@ -10,8 +10,18 @@ use serde_json::Value;
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_fastpath");
 
 /// Topics of `fastpath show`.
-pub(crate) const TOPICS: [&str; 8] =
-    ["endpoints", "nodes", "flows", "routes", "neighbors", "drops", "ports", "runtime"];
+pub(crate) const TOPICS: [&str; 10] = [
+    "endpoints",
+    "nodes",
+    "flows",
+    "routes",
+    "neighbors",
+    "drops",
+    "policies",
+    "services",
+    "ports",
+    "runtime",
+];
 
 /// The command line of one daemon.
 #[derive(Clone, Debug)]
@@ -152,6 +162,17 @@ impl Status {
     /// Newest snapshot generation that every worker has acknowledged.
     pub(crate) fn generation(&self) -> u64 {
         self.0["acked_generation"].as_u64().unwrap_or(0)
+    }
+
+    /// Whether every worker has acknowledged the newest snapshot.
+    pub(crate) fn all_acknowledged(&self) -> bool {
+        self.0["acked_generation"] == self.0["generation"]
+    }
+
+    /// Whether the source was read in full at `moment` or later.
+    pub(crate) fn read_since(&self, moment: jiff::Timestamp) -> bool {
+        let read = self.0["last_sync"]["at"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+        read.is_some_and(|read| read.as_millisecond() >= moment.as_millisecond())
     }
 
     /// What is wrong, in the daemon and in its source, as text.

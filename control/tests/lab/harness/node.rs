@@ -8,7 +8,7 @@ use super::cli::Cli;
 use super::daemon::Daemon;
 use super::manifest::node_name;
 use super::ns::NetNs;
-use super::spec::{Family, Kind, LabSpec, NodeSpec, ROUTER, STALE_AFTER_MS, UPLINK, VNI, underlay};
+use super::spec::{Family, Kind, LabSpec, NodeSpec, ROUTER, UPLINK, VNI, underlay};
 
 /// A node.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ path = \"{manifests}\"
 [xdp]
 mode = \"{mode}\"
 on_failure = \"{on_failure}\"
-stale_after_ms = {STALE_AFTER_MS}
+stale_after_ms = {stale}
 pin_dir = \"{pins}\"
 
 [uplink]
@@ -126,6 +126,7 @@ vni = {VNI}
             manifests = manifests.display(),
             mode = lab.xdp_mode,
             on_failure = lab.on_failure,
+            stale = lab.stale_after_ms,
             pins = self.pin_dir.display(),
             uplinks = if lab.uplink_by_route { String::new() } else { format!("\"{UPLINK}\"") },
             encap = lab.encap.key(),

@@ -34,7 +34,7 @@ impl Encap {
 }
 
 /// Address family: of the outer header, or of what a test sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Family {
     /// IPv4.
     V4,
@@ -109,6 +109,8 @@ pub(crate) struct LabSpec {
     pub(crate) xdp_mode: &'static str,
     /// `xdp.on_failure`.
     pub(crate) on_failure: &'static str,
+    /// `xdp.stale_after_ms`.
+    pub(crate) stale_after_ms: u64,
     /// Leaves `uplink.interfaces` empty: the device of the default route is taken.
     pub(crate) uplink_by_route: bool,
     /// `workers.cores`.
@@ -130,6 +132,7 @@ impl Default for LabSpec {
             announce_pod_macs: true,
             xdp_mode: "auto",
             on_failure: "drop",
+            stale_after_ms: STALE_AFTER_MS,
             uplink_by_route: false,
             cores: Vec::new(),
             more_config: String::new(),
@@ -140,7 +143,7 @@ impl Default for LabSpec {
 /// `overlay.vni` of every lab.
 pub(crate) const VNI: u32 = 4096;
 
-/// `xdp.stale_after_ms` of every lab: short, so that tests of a dead daemon need not wait.
+/// `xdp.stale_after_ms` by default: short, so that tests of a dead daemon need not wait.
 pub(crate) const STALE_AFTER_MS: u64 = 500;
 
 /// The gateway every pod sees.

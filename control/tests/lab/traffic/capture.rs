@@ -19,7 +19,7 @@ use super::frame::{View, view};
 use crate::harness::ns::NetNs;
 
 /// `PACKET_OUTGOING` of linux/if_packet.h: this host sent it by that device.
-const OUTGOING: u8 = 4;
+pub(super) const OUTGOING: u8 = 4;
 
 /// A frame seen on a device.
 #[derive(Clone, Debug)]
@@ -131,7 +131,8 @@ impl Injector {
     }
 }
 
-fn open(device: &str) -> io::Result<(OwnedFd, LinkAddr)> {
+/// A packet socket of every protocol, and the device's address, in the current thread's namespace.
+pub(super) fn open(device: &str) -> io::Result<(OwnedFd, LinkAddr)> {
     // The link-layer address of getifaddrs(3) is the one safe way to a sockaddr_ll.
     let address = getifaddrs()?
         .filter(|i| i.interface_name == device)

@@ -118,23 +118,41 @@ impl Icmp {
     }
 }
 
+/// An echo request, with its checksum for IPv4; for ICMPv6 the kernel computes it.
+pub(crate) fn echo_request(v4: bool, id: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
+    let mut message = vec![if v4 { 8 } else { 128 }, 0, 0, 0];
+    message.extend(id.to_be_bytes());
+    message.extend(sequence.to_be_bytes());
+    message.extend(payload);
+    if v4 {
+        let sum = etherparse::checksum::Sum16BitWords::new().add_slice(&message).ones_complement();
+        message[2..4].copy_from_slice(&sum.to_ne_bytes());
+    }
+    message
+}
+
+/// The next echo reply a raw socket has (see [`super::raw_here`]): who sent it, and its id.
+pub(crate) fn echo_reply(socket: &UdpSocket) -> Option<(IpAddr, u16)> {
+    let mut buffer = [0; 2048];
+    loop {
+        let (len, from) = socket.recv_from(&mut buffer).ok()?;
+        let skip = if from.is_ipv4() { usize::from(buffer[0] & 15) * 4 } else { 0 };
+        if let Some([0 | 129, 0, _, _, high, low, ..]) = buffer.get(skip..len) {
+            return Some((from.ip(), u16::from_be_bytes([*high, *low])));
+        }
+    }
+}
+
 /// Sends `count` echo requests of `size` bytes of payload, one after the other, each given `limit`.
 /// Returns how many were answered with the same bytes.
 pub(crate) fn echo(ns: &NetNs, to: IpAddr, count: u16, size: usize, limit: Duration) -> io::Result<u16> {
     let icmp = Icmp::open(ns, to)?;
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let (request, reply) = if to.is_ipv4() { (8, 0) } else { (128, 129) };
+    let reply = if to.is_ipv4() { 0 } else { 129 };
+    let payload: Vec<u8> = (0..size).map(|i| (i * 13).to_le_bytes()[0]).collect();
     let mut answered = 0;
     for sequence in 0..count {
-        let mut message = vec![request, 0, 0, 0];
-        message.extend(id.to_be_bytes());
-        message.extend(sequence.to_be_bytes());
-        message.extend((0..size).map(|i| (i * 13).to_le_bytes()[0]));
-        if to.is_ipv4() {
-            // For ICMPv6 the kernel computes it.
-            let sum = etherparse::checksum::Sum16BitWords::new().add_slice(&message).ones_complement();
-            message[2..4].copy_from_slice(&sum.to_ne_bytes());
-        }
+        let message = echo_request(to.is_ipv4(), id, sequence, &payload);
         if let Err(e) = icmp.socket.send_to(&message, SocketAddr::new(to, 0)) {
             // An ICMP error for an earlier request is reported here.
             if e.kind() == io::ErrorKind::NetworkUnreachable {

@@ -40,7 +40,12 @@ fn pattern(offset: u64, len: usize) -> &'static [u8] {
 
 /// A listening socket inside `ns`, on any port of every address of the family of `address`.
 pub(crate) fn listen(ns: &NetNs, address: IpAddr) -> io::Result<TcpListener> {
-    let listener = ns.run(|| TcpListener::bind((unspecified(address), 0)))?;
+    listen_on(ns, (unspecified(address), 0).into())
+}
+
+/// A listening socket inside `ns`.
+pub(crate) fn listen_on(ns: &NetNs, own: SocketAddr) -> io::Result<TcpListener> {
+    let listener = ns.run(|| TcpListener::bind(own))?;
     // Linux lets accept(2) honour the receive timeout: no accept waits for ever.
     setsockopt(
         &listener,
@@ -71,7 +76,18 @@ pub(crate) fn transfer(
     down: u64,
 ) -> io::Result<Duration> {
     let listener = listen(to, address)?;
-    let port = listener.local_addr()?.port();
+    let target = (address, listener.local_addr()?.port()).into();
+    transfer_by(from, &listener, target, up, down)
+}
+
+/// The same to `target`, which leads to `listener`.
+pub(crate) fn transfer_by(
+    from: &NetNs,
+    listener: &TcpListener,
+    target: SocketAddr,
+    up: u64,
+    down: u64,
+) -> io::Result<Duration> {
     let start = Instant::now();
     std::thread::scope(|scope| {
         let server = scope.spawn(move || {
@@ -80,7 +96,7 @@ pub(crate) fn transfer(
             stream.set_write_timeout(Some(PATIENCE))?;
             duplex(stream, down, up)
         });
-        let client = connect(from, (address, port).into()).and_then(|stream| duplex(stream, up, down));
+        let client = connect(from, target).and_then(|stream| duplex(stream, up, down));
         let server = server.join().expect("server thread does not panic");
         client?;
         server
@@ -159,7 +175,13 @@ impl Stream {
     /// Starts one connection from `from` to `address` in `to`, about 8 kB a millisecond.
     pub(crate) fn start(from: &NetNs, to: &NetNs, address: IpAddr) -> io::Result<Self> {
         let listener = listen(to, address)?;
-        let out = connect(from, (address, listener.local_addr()?.port()).into())?;
+        let target = (address, listener.local_addr()?.port()).into();
+        Stream::start_by(from, &listener, target)
+    }
+
+    /// The same to `target`, which leads to `listener`.
+    pub(crate) fn start_by(from: &NetNs, listener: &TcpListener, target: SocketAddr) -> io::Result<Self> {
+        let out = connect(from, target)?;
         let (into, _) = listener.accept()?;
         let delivered = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
