@@ -125,7 +125,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
     };
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
     let (reserved, start_problems) = reserve_ports(&config);
-    let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config));
+    let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config, workers.len()));
     Ok(Daemon {
         cores: workers.iter().filter_map(|w| w.core).collect(),
         overlay: overlay(&config),
@@ -168,8 +168,10 @@ fn workers(config: &Config) -> anyhow::Result<Vec<WorkerConfig>> {
     Ok(cores.into_iter().map(|core| WorkerConfig { core: Some(core), polling }).collect())
 }
 
-fn attach_config(config: &Config) -> AttachConfig {
+fn attach_config(config: &Config, workers: usize) -> AttachConfig {
+    let frames = usize::try_from(config.memory.frames_per_worker).unwrap_or(0).saturating_mul(workers);
     AttachConfig {
+        frames,
         mode: match config.xdp.mode {
             config::XdpMode::Auto => ModeRequest::Auto,
             config::XdpMode::Native => ModeRequest::Native,
