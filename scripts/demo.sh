@@ -212,6 +212,7 @@ shares() {
 # leaves_as ADDRESS SOURCE: who the outside sees when a1 connects.
 leaves_as() {
     local seen
+    soon ask a1 "$1" 8080 >/dev/null
     seen=$(ask a1 "$1" 8080)
     echo "the outside sees $seen"
     [[ $seen == *"$2"* ]]

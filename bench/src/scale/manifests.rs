@@ -139,11 +139,12 @@ fn changed_endpoints(n: u32) -> String {
     service.to_owned() + &slice("changed", 0, 2 + n % 2, |i| address(0, i))
 }
 
-/// A pod of another node whose label changes.
+/// A pod of another node whose label and address change.
 fn changed_pod(n: u32) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: changed, namespace: ns-0, labels: {{app: a{}}}}}\nspec: {{nodeName: \
-         node-2, containers: [{{name: c}}]}}\nstatus: {{phase: Running, podIP: 10.2.9.9}}\n",
-        n % 2
+         node-2, containers: [{{name: c}}]}}\nstatus: {{phase: Running, podIP: 10.2.9.{}}}\n",
+        n % 2,
+        n % 200 + 1
     )
 }
