@@ -223,6 +223,18 @@ fn a_client_keeps_its_backend_until_it_was_idle_too_long() {
 }
 
 #[test]
+fn a_service_that_comes_late_gets_its_datagrams() {
+    let mut a = bed(1);
+    a.advance(Duration::from_secs(1));
+    let query = from_pod(1, 1, Spec::udp(pod(false, 1, 1), vip(false, 1), 4000, 53));
+    a.send(pod_port(1), &query);
+    assert_eq!(a.run()[0].0, UPLINK, "nobody knows the address yet");
+    set_services(&a, &[service(vip(false, 1), 53, vec![Backend { addr: pod(false, 1, 2), port: 53 }])]);
+    a.send(pod_port(1), &query);
+    assert_eq!(a.run()[0].0, pod_port(2));
+}
+
+#[test]
 fn flows_end_with_their_backend() {
     for v6 in [false, true] {
         let one = Backend { addr: pod(v6, 1, 2), port: 80 };

@@ -200,7 +200,15 @@ fn the_outside_is_held_to_policies_too() {
     let pretended = Spec::udp(pod(false, 2, 1), pod(false, 1, 2), 1001, 53);
     a.send(UPLINK, &world::from_outside(1, pretended));
     assert_eq!(a.run(), []);
-    let want = [(DropReason::SourceWrongWay, 1), (DropReason::PolicyDeniedIngress, 1)];
+    // And one that pretends to be this node, which policies always let in.
+    let node = Spec::udp(fastpath::testbed::underlay(false, 1), pod(false, 1, 2), 1002, 53);
+    a.send(UPLINK, &world::from_outside(1, node));
+    assert_eq!(a.run(), []);
+    let want = [
+        (DropReason::SourceIsLocal, 1),
+        (DropReason::SourceWrongWay, 1),
+        (DropReason::PolicyDeniedIngress, 1),
+    ];
     assert_eq!(a.drops(), BTreeMap::from(want));
 }
 

@@ -7,78 +7,25 @@ mod lab;
 use std::net::IpAddr;
 
 use fastpath_xdp::abi::{FRAGMENT_LIFE_NS, MAX_FRAGMENTS};
-use fastpath_xdp::pinhole::Protocol;
-use fastpath_xdp::{Endpoint, OnFailure, Pinhole, Prefix, SnatPorts, Tunnel};
+use fastpath_xdp::{OnFailure, Prefix, SnatPorts, Tunnel};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use lab::frames::{self, ICMP, ICMPV6, SCTP, TCP, UDP};
+use lab::families::{Family, LO, NOT_OURS, a, bench, families, pinhole};
+use lab::frames::{self, SCTP, TCP, UDP};
 use lab::{Bench, DROP, Namespace, PASS, Verdict, dropped_vlan0, passed, redirected};
 
-const NOT_OURS: &str = "passed_not_ours";
-const LO: u16 = 40000;
 const ID: u32 = 0x0102_0304;
-
-fn a(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-struct Family {
-    node: IpAddr,
-    vip: IpAddr,
-    pod: IpAddr,
-    far: IpAddr,
-    other: IpAddr,
-}
-
-fn families() -> [Family; 2] {
-    [
-        Family {
-            node: a("192.0.2.1"),
-            vip: a("203.0.113.9"),
-            pod: a("10.1.0.7"),
-            far: a("198.51.100.5"),
-            other: a("198.51.100.6"),
-        },
-        Family {
-            node: a("2001:db8::1"),
-            vip: a("2001:db8:f::9"),
-            pod: a("fd00:1::7"),
-            far: a("2001:db8:ffff::5"),
-            other: a("2001:db8:ffff::6"),
-        },
-    ]
-}
-
-fn pinhole() -> Pinhole {
-    let mut pinhole = Pinhole::default();
-    for f in families() {
-        pinhole.local.insert(Prefix::new(f.pod, if f.pod.is_ipv4() { 24 } else { 64 }).unwrap());
-        pinhole.tunnels.insert(Tunnel { addr: f.node, port: 4789 });
-        pinhole.frontends.insert(Endpoint { addr: f.vip, proto: Protocol::Udp, port: 53 });
-        pinhole.node_ports.insert(Endpoint { addr: f.node, proto: Protocol::Sctp, port: 30080 });
-        pinhole.snat.insert(f.node, SnatPorts { lo: LO, hi: LO + 10 });
-    }
-    pinhole
-}
-
-fn bench() -> Bench {
-    let mut bench = Bench::new(OnFailure::Pass);
-    bench.redirect.set_pinhole(&pinhole()).unwrap();
-    bench
-}
 
 /// What a first fragment may be to be ours: destination, protocol, payload, hole.
 fn holes(f: &Family) -> Vec<(IpAddr, u8, Vec<u8>, &'static str)> {
-    let v4 = f.node.is_ipv4();
-    let (icmp, reply, error) = if v4 { (ICMP, 0, 3) } else { (ICMPV6, 129, 1) };
     let sent = frames::ip(f.node, f.far, UDP, &frames::transport(UDP, LO, 53));
     vec![
         (f.node, UDP, frames::transport(UDP, 1, 4789), "pinhole_vxlan"),
         (f.vip, UDP, frames::transport(UDP, 1, 53), "pinhole_frontend"),
         (f.node, SCTP, frames::transport(SCTP, 1, 30080), "pinhole_node_port"),
         (f.node, TCP, frames::transport(TCP, 443, LO), "pinhole_snat"),
-        (f.node, icmp, frames::icmp(reply, LO, b"pong"), "pinhole_snat"),
-        (f.node, icmp, frames::icmp(error, 0, &sent), "pinhole_icmp_error"),
+        (f.node, f.icmp, frames::icmp(f.reply, LO, b"pong"), "pinhole_snat"),
+        (f.node, f.icmp, frames::icmp(f.errors[0], 0, &sent), "pinhole_icmp_error"),
     ]
 }
 
@@ -344,7 +291,9 @@ fn later_fragments_share_the_first_ones_fate_when_nobody_serves() {
 #[test]
 fn a_node_address_among_the_pods_is_the_kernels() {
     let mut bench = bench();
-    let mut with_node = pinhole();
+    let mut pods = pinhole();
+    pods.local.insert(Prefix::new(a("fd00:1::"), 64).unwrap());
+    let mut with_node = pods.clone();
     for f in families() {
         // Among the pods, with a hole of each kind by port; and even named as a pod's.
         let node = if f.pod.is_ipv4() { a("10.1.0.1") } else { a("fd00:1::1") };
@@ -388,7 +337,7 @@ fn a_node_address_among_the_pods_is_the_kernels() {
     );
 
     // No longer the node's: a pod's again.
-    bench.redirect.set_pinhole(&pinhole()).unwrap();
+    bench.redirect.set_pinhole(&pods).unwrap();
     for (far, dst) in [("198.51.100.5", "10.1.0.1"), ("2001:db8::5", "fd00:1::1")] {
         let frame = frames::packet(a(far), a(dst), TCP, 1, 22);
         assert_eq!(bench.uplink(&frame), redirected("pinhole_pod"));

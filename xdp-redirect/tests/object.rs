@@ -2,9 +2,13 @@
 //! builds them records the sources' digests, and checks bit for bit where its toolchain is.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod lab;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use fastpath_xdp::{OnFailure, Redirect, Role};
 
 #[test]
 fn sources_are_those_that_the_objects_were_built_from() {
@@ -33,6 +37,19 @@ fn sources_are_those_that_the_objects_were_built_from() {
         .unwrap();
     check.stdin.take().unwrap().write_all(digests.join("\n").as_bytes()).unwrap();
     assert!(check.wait().unwrap().success(), "the sources have changed: run scripts/build-xdp.sh");
+}
+
+/// A kernel's verifier gives up at a million instructions, and others follow more ways than this one. Needs root.
+#[test]
+fn the_verifier_has_room_to_spare() {
+    let pins = lab::pin_dir();
+    let mut redirect = Redirect::load(&lab::config(pins, OnFailure::Pass)).unwrap();
+    for role in [Role::Endpoint, Role::Uplink] {
+        let info = redirect.program(role).unwrap().info().unwrap();
+        let count = info.verified_instruction_count().expect("Linux 5.16");
+        println!("{role:?}: {count}");
+        assert!((1..100_000).contains(&count), "{role:?}: {count} instructions verified");
+    }
 }
 
 #[test]

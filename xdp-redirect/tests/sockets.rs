@@ -71,6 +71,17 @@ fn the_nodes_own_connections_stay_its_own() {
         assert_eq!(bench.uplink(&datagram(UDP, far(7), node(40_500))), theirs);
         assert_eq!(bench.uplink(&error(UDP, node(40_500), far(7))), theirs);
         assert_eq!(bench.uplink(&datagram(UDP, far(7), node(40_501))), ours);
+        // In fragments, and with a priority tag.
+        let piece = |port, offset| {
+            let payload = frames::transport(UDP, 7, port);
+            frames::piece((far(7).ip(), node(0).ip()), UDP, 1, offset, offset == 0, &payload)
+        };
+        for (port, expected) in [(40_501, &ours), (40_500, &theirs)] {
+            assert_eq!(bench.uplink(&piece(port, 0)), *expected);
+            assert_eq!(bench.uplink(&piece(port, 2)), *expected);
+        }
+        let tagged = frames::tagged(&datagram(UDP, far(7), node(40_500)), 0x8100, 0);
+        assert_eq!(bench.uplink(&tagged), passed("passed_vlan"));
         assert_eq!(bench.uplink(&segment(far(7), node(40_500), ACK)), ours, "another protocol");
         drop(open);
         assert_eq!(bench.uplink(&datagram(UDP, far(7), node(40_500))), ours);

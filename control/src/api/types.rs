@@ -248,7 +248,7 @@ pub struct Flow {
     pub idle_ms: u64,
     /// Snapshot generation it was last decided under.
     pub generation: u32,
-    /// Where its packets leave: device, and node when through the overlay.
+    /// Where its packets leave: device, and node when through the overlay; `dropped` when a policy denies it.
     pub egress: String,
 }
 

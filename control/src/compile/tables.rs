@@ -51,8 +51,8 @@ impl Tables {
         }
     }
 
-    /// Fills in the tables of `snapshot`, whose ports and node addresses are there already. Returns what could not
-    /// be honoured, one line each.
+    /// Fills in the tables of `snapshot`, whose ports and node addresses are there already, and whose generation is
+    /// that of the last one published. Returns what could not be honoured, one line each.
     pub fn fill(
         &mut self,
         model: &Arc<Model>,
@@ -64,7 +64,8 @@ impl Tables {
         if !current {
             self.compiler.set_own_addresses(own.iter().map(|ip| IpAddr::from(*ip)).collect());
             self.policy = self.compiler.update(model);
-            self.counters.follow(&self.policy.rules);
+            // What changes rules is published under the next generation.
+            self.counters.follow(&self.policy.rules, snapshot.generation.wrapping_add(1));
             self.services.update(model, own);
             let snat = snat::compile(&self.settings, model, &self.node, own);
             // What looks the same is the same: snapshots compare it by address.

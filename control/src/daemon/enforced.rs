@@ -159,7 +159,7 @@ pub(super) fn verdict(pair: &Pair) -> Outcome {
 /// The rules that decide on a flow, egress first.
 pub(super) fn rules_of(tables: &Tables, pair: &Pair) -> Vec<String> {
     let rules = pair.original_transform.rules;
-    let named = |counter: u16| tables.counters().decider(counter).map(ToString::to_string);
+    let named = |counter: u16| tables.counters().decider(counter, pair.generation).map(ToString::to_string);
     [rules.egress, rules.ingress].into_iter().filter_map(named).collect()
 }
 

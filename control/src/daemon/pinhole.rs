@@ -26,6 +26,7 @@ impl Daemon {
                  takes {most} (ports times addresses, tunnels included)"
             ));
         }
+        self.kernel_problems.extend(overlaps(&pinhole));
         if let Err(e) = self.attacher.redirect.set_pinhole(&pinhole) {
             self.kernel_problems.push(e.to_string());
         }
@@ -39,6 +40,7 @@ fn pinhole(snapshot: &Snapshot, cidrs: &[IpNet], services: &Services, most: usiz
     let vteps = snapshot.node.vteps.iter().map(|ip| Tunnel { addr: IpAddr::from(*ip), port });
     let mut pinhole = Pinhole {
         local: cidrs.iter().flat_map(|c| Prefix::new(c.network(), c.prefix_len())).chain(pods).collect(),
+        node: snapshot.node.addresses.iter().map(|ip| IpAddr::from(*ip)).collect(),
         tunnels: vteps.collect(),
         frontends: frontends(snapshot, services),
         node_ports: node_ports(snapshot, services),
@@ -53,6 +55,18 @@ fn pinhole(snapshot: &Snapshot, cidrs: &[IpNet], services: &Services, most: usiz
     let mut left_out = cut(&mut pinhole.frontends, room);
     left_out += cut(&mut pinhole.node_ports, room - pinhole.frontends.len());
     (pinhole, left_out)
+}
+
+/// What is wrong with pod prefixes that hold addresses of the node: one line for each address.
+fn overlaps(pinhole: &Pinhole) -> Vec<String> {
+    let all = pinhole.node_addresses_of_pods().into_iter();
+    all.map(|(addr, prefix)| {
+        format!(
+            "{addr} is an address of this node and lies in the pod prefix {prefix}: it stays the node's, and no pod \
+             can have it; take it from the node, or give the node another pod CIDR"
+        )
+    })
+    .collect()
 }
 
 /// External and load balancer addresses. Cluster addresses are for the cluster alone.
@@ -183,6 +197,31 @@ status: {podIPs: [{ip: 10.0.0.5}]}
         );
         let range = SnatPorts { lo: 40_000, hi: 41_000 };
         assert_eq!(pinhole.snat, [(ip("192.0.2.1"), range), (ip("2001:db8::1"), range)].into());
+    }
+
+    #[test]
+    fn node_addresses_are_no_pods() {
+        let (mut snapshot, model, tables) = world(CLUSTER, &OWN);
+        let cidrs = &model.nodes["a"].pod_cidrs;
+        let own: BTreeSet<IpAddr> = OWN.map(ip).into();
+        let (none, _) = pinhole(&snapshot, cidrs, tables.services(), 1000);
+        assert_eq!(none.node, own);
+        assert_eq!(overlaps(&none), [""; 0]);
+
+        // A bridge of another network plugin, and a pod that says it has the node's address.
+        snapshot.node.addresses.push(Ip::from(ip("10.0.0.1")));
+        snapshot.local.insert(Ip::from(ip("192.0.2.1")), PortId(2));
+        let (two, _) = pinhole(&snapshot, cidrs, tables.services(), 1000);
+        assert!(two.node.contains(&ip("10.0.0.1")));
+        let said = overlaps(&two);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].starts_with("10.0.0.1 is an address of this node and lies in the pod prefix 10.0.0.0/24")
+        );
+        assert!(
+            said[1]
+                .starts_with("192.0.2.1 is an address of this node and lies in the pod prefix 192.0.2.1/32")
+        );
     }
 
     #[test]

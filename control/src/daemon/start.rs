@@ -267,3 +267,31 @@ impl Daemon {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_what_the_file_says() {
+        let text = "
+            [policy]
+            deny = \"reject\"
+            [services]
+            cidrs = [\"10.96.0.0/12\"]
+            [snat]
+            enabled = false
+            port_range = \"50000-50100\"
+            exempt_cidrs = [\"203.0.113.0/24\"]
+        ";
+        let config = Config::parse(text).unwrap();
+        assert!(overlay(&config).settings.reject_denied);
+        let inside = ["10.96.0.0/12", "203.0.113.0/24"].map(|n| n.parse().unwrap()).to_vec();
+        let want = SnatSettings { outgoing: false, ports: (50_000, 50_100), inside };
+        assert_eq!(snat_settings(&config), want);
+        let default = Config::default();
+        assert!(!overlay(&default).settings.reject_denied);
+        let want = SnatSettings { outgoing: true, ports: (40_000, 56_383), inside: Vec::new() };
+        assert_eq!(snat_settings(&default), want);
+    }
+}

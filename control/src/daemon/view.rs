@@ -233,6 +233,9 @@ impl Daemon {
 
     /// Device, and node when through the overlay.
     fn way(&self, t: &Transform) -> String {
+        if t.bits & Transform::DENY != 0 {
+            return "dropped".to_owned();
+        }
         let device = self.snapshot.port(t.egress).map_or("gone", |p| &p.name);
         let tunnel = self.snapshot.tunnels.get(usize::from(t.tunnel)).filter(|_| t.tunnel != NO_INDEX);
         tunnel.map_or_else(|| device.to_owned(), |t| format!("{device} to {}", t.node))

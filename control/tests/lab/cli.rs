@@ -6,11 +6,30 @@ use crate::forwarding::everything_crosses;
 use crate::harness::cli::{TOPICS, fastpath, rows};
 use crate::harness::lab::Lab;
 use crate::harness::spec::{Family, LabSpec, UPLINK};
+use crate::traffic::{PATIENCE, eventually};
+
+/// A policy on pod `a1` that allows everything, and a service of it.
+const ENFORCED: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: open, namespace: default}
+spec: {podSelector: {matchLabels: {app: a1}}, ingress: [{}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}
+";
 
 /// Every topic, as a table and as JSON, while traffic has passed.
 #[test]
 fn every_topic_is_shown() {
     let lab = Lab::start(LabSpec::default());
+    lab.manifests.write("enforced.yaml", ENFORCED);
+    eventually("the policy is in force", PATIENCE, || {
+        let policies = lab.node("a").cli().json(&["show", "policies"]);
+        (!rows(&policies).is_empty()).then_some(())
+    });
     everything_crosses(&lab, "a1", "b1");
     everything_crosses(&lab, "a1", "a2");
     let cli = lab.node("a").cli();
@@ -38,6 +57,10 @@ fn every_topic_is_shown() {
     named("flows", "10.77.2.11");
     named("routes", "10.77.2.0/24");
     named("neighbors", "192.168.77.2");
+    named("policies", "default/open");
+    named("policies", "enforced.yaml:4");
+    named("services", "default/web");
+    named("services", "10.96.0.1");
     named("ports", UPLINK);
     named("ports", "fp-a2");
     for node in ["parse", "decap", "flow", "rewrite", "encap", "tx"] {

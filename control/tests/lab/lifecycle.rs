@@ -30,6 +30,12 @@ fn pins(dir: &Path) -> Vec<String> {
     entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 
+/// Ports that the kernel of node `a` gives to nobody.
+fn reserved(lab: &Lab) -> String {
+    let list = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    lab.node("a").ns.run(|| std::fs::read_to_string(list)).unwrap().trim_end().to_owned()
+}
+
 fn programs_on(lab: &Lab) -> Vec<&'static str> {
     DEVICES.into_iter().filter(|d| !lab.node("a").ns.link_json(d)["xdp"].is_null()).collect()
 }
@@ -48,9 +54,11 @@ fn graceful_stop_leaves_nothing() {
     for on_failure in ["drop", "pass"] {
         let mut lab = Lab::wire(LabSpec { on_failure, partial_checksums: true, ..LabSpec::default() });
         let before = offloads(&lab);
+        lab.node("a").ns.sysctl("ipv4/ip_local_reserved_ports", "8080,41000");
         lab.start_daemons();
         everything_crosses(&lab, "a1", "b1");
         assert_eq!(programs_on(&lab), DEVICES);
+        assert_eq!(reserved(&lab), "8080,40000-56383");
         let (maps, programs) = {
             let daemon = lab.node_mut("a").daemon();
             (daemon.bpf_ids("map_id"), daemon.bpf_ids("prog_id"))
@@ -62,6 +70,7 @@ fn graceful_stop_leaves_nothing() {
         assert!(programs_on(&lab).is_empty(), "XDP still on {:?}", programs_on(&lab));
         assert_eq!(pins(&lab.node("a").pin_dir), [""; 0]);
         assert_eq!(offloads(&lab), before);
+        assert_eq!(reserved(&lab), "8080,41000");
         assert!(!lab.node("a").state_dir.join("fastpath.sock").exists());
         // The kernel frees them after a grace period.
         eventually("maps and programs are freed", PATIENCE, || {
@@ -100,7 +109,9 @@ fn restart_after_kill() {
     across.stop().unwrap();
     inside.stop().unwrap();
     // What the killed ones left is gone with the last one's graceful stop.
+    assert_eq!(reserved(&lab), "40000-56383");
     assert!(lab.node_mut("a").daemon().stop().success());
+    assert_eq!(reserved(&lab), "");
     assert!(programs_on(&lab).is_empty(), "XDP still on {:?}", programs_on(&lab));
     assert_eq!(pins(&lab.node("a").pin_dir), [""; 0]);
 }

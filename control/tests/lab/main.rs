@@ -19,6 +19,7 @@
 //! | `cli` | exit codes, JSON, help |
 //! | `conformance` | NetworkPolicy: everybody asks everybody under many sets of policies |
 //! | `policy` | NetworkPolicy on flows that exist: revocation, refusal, counters |
+//! | `counters` | what `show` and `explain` tell of policies and services |
 //! | `service` | ClusterIP, node ports, external addresses; backends that come and go |
 //! | `nat` | SNAT, ICMP errors and path MTU through translation, fragments |
 //! | `mistakes` | what other dataplanes got wrong |
@@ -29,6 +30,7 @@
 mod churn;
 mod cli;
 mod conformance;
+mod counters;
 mod errors;
 mod flood;
 mod forwarding;

@@ -9,6 +9,7 @@
 //! | a rule with ports lets ICMP pass | `conformance` |
 //! | IPv6 fragments are dropped; later fragments escape the policy | `nat::fragments` |
 //! | an answer is taken for a new connection once the policy has changed | here |
+//! | a node port's client is taken for the node itself, which policies always let in | here |
 
 use std::collections::BTreeSet;
 use std::io;
@@ -196,6 +197,57 @@ fn endpoints_without_a_node() {
         for family in Family::BOTH {
             let got = shares(&lab.pod(client).ns, web(family), 20, |_| ());
             assert!(got.len() == 2 && got.values().all(|n| *n >= 8), "{client} {family:?}: {got:?}");
+        }
+    }
+}
+
+/// A node port translates its clients to the node's address: policies let the node in, and none of them.
+#[test]
+fn node_ports_are_no_way_around_policies() {
+    let lab = lab();
+    crate::service::external::acquaint(&lab);
+    let _servers = servers(&lab, &["a2", "b2"]);
+    let ingress = |rules: serde_json::Value| {
+        let pods = json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a2", "b2"]}]});
+        [object::policy(
+            "default",
+            "web",
+            &json!({"podSelector": pods, "policyTypes": ["Ingress"], "ingress": rules}),
+        )]
+    };
+    let asked = |via: &str, family| {
+        let answer = Asker::open(&lab.outside, node_port(&lab, via, family)).unwrap().ask(SILENCE);
+        if let Err(e) = &answer {
+            assert_eq!(e.kind(), io::ErrorKind::WouldBlock, "denied is silent");
+        }
+        answer.is_ok()
+    };
+    let outside = json!([{"from": [
+        {"ipBlock": {"cidr": "192.168.77.200/32"}},
+        {"ipBlock": {"cidr": "fd77::200/128"}},
+    ]}]);
+    let others = json!([{"from": [
+        {"ipBlock": {"cidr": "192.168.77.0/24", "except": ["192.168.77.200/32", "192.168.77.1/32", "192.168.77.2/32"]}},
+        {"podSelector": {}},
+    ]}]);
+    for backend in ["a2", "b2"] {
+        for family in Family::BOTH {
+            for policy in ["Cluster", "Local"] {
+                serve(&lab, &[(backend, Ready)], &spec(&json!({"externalTrafficPolicy": policy})));
+                let what = format!("{backend} {family:?} {policy}");
+                let here = &backend[..1];
+                assert!(asked(here, family), "{what}: nothing is isolated");
+                for rules in [json!([]), others.clone()] {
+                    lab.apply("policy.yaml", &ingress(rules.clone()));
+                    for via in ["a", "b"] {
+                        assert!(!asked(via, family), "{what} through {via}: {rules}");
+                    }
+                }
+                // On the backend's node the client is seen as what it is.
+                lab.apply("policy.yaml", &ingress(outside.clone()));
+                assert!(asked(here, family), "{what}: the client is allowed");
+                lab.withdraw("policy.yaml");
+            }
         }
     }
 }

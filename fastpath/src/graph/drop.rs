@@ -49,7 +49,7 @@ drop_reasons! {
     MartianAddress = "martian_address",
     /// A pod sent from an address that is not its own.
     SourceNotOwn = "source_not_own",
-    /// The uplink brought a packet from an address of a pod on this node.
+    /// The uplink brought a packet from an address of this node or of a pod on it.
     SourceIsLocal = "source_is_local",
     /// The uplink brought it another way than its source is reached: a pod behind a tunnel sends through its tunnel.
     SourceWrongWay = "source_wrong_way",

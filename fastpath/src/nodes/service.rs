@@ -123,14 +123,18 @@ enum Kept {
 fn kept(cx: &Context<'_>, setup: &Setup) -> Kept {
     let (original, translated) = (setup.original, setup.translated);
     let backend = Backend { addr: translated.dst, port: translated.dport };
+    let tcp = original.proto == proto::TCP;
+    let found = cx.snap.services.find(original.dst, original.proto, original.dport);
     if (original.dst, original.dport) == (backend.addr, backend.port) {
-        return Kept::Yes;
+        // Opened before its service was known, datagrams would miss it for as long as they keep coming.
+        let late = matches!(found, Found::Frontend(_)) && !tcp && !setup.reply;
+        let removed = || setup.stale.is_some_and(|at| cx.flows.remove(at));
+        return if late && removed() { Kept::Anew } else { Kept::Yes };
     }
-    let known = match cx.snap.services.find(original.dst, original.proto, original.dport) {
+    let known = match found {
         Found::Frontend(frontend) => frontend.known(backend),
         Found::NoPort | Found::Nothing => None,
     };
-    let tcp = original.proto == proto::TCP;
     if known.is_some_and(|k| k.serves || tcp) {
         return Kept::Yes;
     }

@@ -1,7 +1,7 @@
 //! `source`: after `parse` and `decap`. A packet may come only from where its source address lives.
 //!
-//! A pod sends only from its own addresses; the uplink and the tunnel never bring an address of a pod on
-//! this node. Runs on every packet, also of known flows, so that no flow of a pod here can be joined from elsewhere.
+//! A pod sends only from its own addresses; the uplink and the tunnel never bring an address of this node or of
+//! a pod on it. Runs on every packet, also of known flows, so that no flow of a pod here can be joined from elsewhere.
 //! Whether a pod of another node came through that node's tunnel is `route`'s to see, once a flow.
 #![forbid(unsafe_code)]
 
@@ -42,7 +42,10 @@ pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropR
     let Some(port) = snap.port(ingress) else { return Some(DropReason::PortGone) };
     match port.role {
         PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),
-        PortRole::Uplink if snap.local.contains_key(&src) => Some(DropReason::SourceIsLocal),
+        // Least of all as the node, which policies always let in.
+        PortRole::Uplink if snap.local.contains_key(&src) || snap.node.addresses.contains(&src) => {
+            Some(DropReason::SourceIsLocal)
+        }
         _ => None,
     }
 }

@@ -33,25 +33,28 @@ pub(crate) fn classify(frame: &Frame) -> Result<Outcome, Outcome> {
         ETH_IPV6 => parse::ipv6(frame, offset, None),
         _ => Err(Outcome::PassedNotOurs),
     };
-    if tagged {
-        return Err(match ip {
-            Ok(ip) if hole(frame, &ip).is_ok() => Outcome::DroppedVlan0,
-            // The kernel strips as many priority tags as there are, and nobody in earnest sends two.
-            _ if is_priority_tag(frame, ethertype) => Outcome::DroppedVlan0,
-            _ => Outcome::PassedVlan,
-        });
-    }
-    let ip = ip?;
-    let found = hole(frame, &ip);
-    if ip.payload.seen == Seen::First {
-        match found {
-            // Known by its address.
-            Ok(Outcome::Pod) => {}
-            Ok(hole) => maps::remember_fragment(&fragment_key(frame, &ip), hole),
-            Err(_) => maps::forget_fragment(&fragment_key(frame, &ip)),
+    let found = match ip {
+        Ok(ip) => {
+            let found = hole(frame, &ip);
+            if ip.payload.seen == Seen::First && !tagged {
+                match found {
+                    // Known by its address.
+                    Ok(Outcome::Pod) => {}
+                    Ok(hole) => maps::remember_fragment(&fragment_key(frame, &ip), hole),
+                    Err(_) => maps::forget_fragment(&fragment_key(frame, &ip)),
+                }
+            }
+            found
         }
+        Err(why) => Err(why),
+    };
+    match found {
+        _ if !tagged => found,
+        Ok(_) => Err(Outcome::DroppedVlan0),
+        // The kernel strips as many priority tags as there are, and nobody in earnest sends two.
+        Err(_) if is_priority_tag(frame, ethertype) => Err(Outcome::DroppedVlan0),
+        Err(_) => Err(Outcome::PassedVlan),
     }
-    found
 }
 
 #[inline(always)]

@@ -34,8 +34,17 @@ pub struct Counters {
     workers: usize,
     /// Newest last.
     tables: Vec<Arc<RuleCounters>>,
-    /// What each id in force means, and the totals it began at.
-    known: HashMap<RuleId, (Arc<RuleInfo>, [u64; 3])>,
+    known: HashMap<RuleId, Known>,
+}
+
+/// An id in force.
+#[derive(Debug)]
+struct Known {
+    info: Arc<RuleInfo>,
+    /// The totals it began at.
+    from: [u64; 3],
+    /// The first snapshot in which it means this.
+    since: u32,
 }
 
 impl Counters {
@@ -52,47 +61,46 @@ impl Counters {
         self.tables.last().cloned().unwrap_or_default()
     }
 
-    /// Takes over which rules are in force.
-    pub fn follow(&mut self, names: &RuleNames) {
+    /// Takes over which rules are in force from the snapshot of `generation` on.
+    pub fn follow(&mut self, names: &RuleNames, generation: u32) {
         let size = names.len().next_power_of_two().clamp(FIRST, MOST);
         if self.current().rules() < size {
             self.tables.push(Arc::new(RuleCounters::new(self.workers, size)));
         }
         let mut before = std::mem::take(&mut self.known);
         for (id, info) in names.iter() {
-            let same = before.remove(&id).filter(|(known, _)| known.decider == info.decider);
-            let from = same.map_or_else(|| self.total(id), |(_, from)| from);
-            self.known.insert(id, (Arc::clone(info), from));
+            let same = before.remove(&id).filter(|known| known.info.decider == info.decider);
+            let (from, since) =
+                same.map_or_else(|| (self.total(id), generation), |known| (known.from, known.since));
+            self.known.insert(id, Known { info: Arc::clone(info), from, since });
         }
     }
 
     /// What a rule in force has counted since it came; nothing for one that is not in force.
     #[must_use]
     pub fn count(&self, id: RuleId) -> Count {
-        let Some((_, from)) = self.known.get(&id) else { return Count::default() };
+        let Some(known) = self.known.get(&id) else { return Count::default() };
         let [packets, bytes, flows] = self.total(id);
-        let [p, b, f] = from;
-        Count {
-            packets: packets.wrapping_sub(*p),
-            bytes: bytes.wrapping_sub(*b),
-            flows: flows.wrapping_sub(*f),
-        }
+        let [p, b, f] = known.from;
+        Count { packets: packets.wrapping_sub(p), bytes: bytes.wrapping_sub(b), flows: flows.wrapping_sub(f) }
     }
 
     /// Every rule in force, by policy, and every isolation, and what each has counted.
     #[must_use]
     pub fn rows(&self) -> Vec<(Arc<RuleInfo>, Count)> {
         let mut rows: Vec<_> =
-            self.known.iter().map(|(id, (info, _))| (Arc::clone(info), self.count(*id))).collect();
+            self.known.iter().map(|(id, known)| (Arc::clone(&known.info), self.count(*id))).collect();
         rows.sort_by(|(a, _), (b, _)| order(&a.decider).cmp(&order(&b.decider)));
         rows
     }
 
-    /// What the id at this place of the counters means; `None` for a counter that several share.
+    /// What decided on a flow of the snapshot of `generation` that has this index of the counters; `None` for an
+    /// index that several rules share, and when it has come to mean something else since.
     #[must_use]
-    pub fn decider(&self, counter: u16) -> Option<&Decider> {
-        let id = RuleId(u32::from(counter));
-        self.known.get(&id).filter(|_| counter != u16::MAX).map(|(info, _)| &info.decider)
+    pub fn decider(&self, counter: u16, generation: u32) -> Option<&Decider> {
+        let known = self.known.get(&RuleId(u32::from(counter))).filter(|_| counter != u16::MAX)?;
+        // Generations wrap.
+        (generation.wrapping_sub(known.since) <= u32::MAX / 2).then_some(&known.info.decider)
     }
 
     fn total(&self, id: RuleId) -> [u64; 3] {
@@ -140,17 +148,17 @@ mod tests {
     fn counts_are_the_sum_of_all_workers_and_of_all_tables() {
         let (mut ids, mut counters) = (RuleIds::default(), Counters::new(2));
         let (names, of) = compile(&mut ids, 0..2);
-        counters.follow(&names);
+        counters.follow(&names, 7);
         let small = counters.current();
         hit(&counters, 0, of[0], 10);
         hit(&counters, 1, of[0], 20);
         hit(&counters, 1, of[1], 5);
         assert_eq!(counters.count(of[0]), Count { packets: 2, bytes: 30, flows: 2 });
 
-        counters.follow(&names);
+        counters.follow(&names, 7);
         assert!(Arc::ptr_eq(&small, &counters.current()), "nothing changed: the same counters");
         let (names, more) = compile(&mut ids, 0..FIRST);
-        counters.follow(&names);
+        counters.follow(&names, 7);
         assert!(counters.current().rules() >= names.len() && counters.current().rules() == 2 * FIRST);
         assert_eq!(more[..2], of[..]);
         hit(&counters, 0, of[0], 1);
@@ -165,20 +173,24 @@ mod tests {
     fn an_id_with_another_meaning_begins_at_zero() {
         let (mut ids, mut counters) = (RuleIds::default(), Counters::new(1));
         let (names, of) = compile(&mut ids, [0]);
-        counters.follow(&names);
+        counters.follow(&names, 7);
         hit(&counters, 0, of[0], 10);
         for _ in 0..3 {
             let (names, _) = compile(&mut ids, []);
-            counters.follow(&names);
+            counters.follow(&names, 7);
         }
         assert_eq!(counters.count(of[0]), Count::default(), "not in force");
         let (names, again) = compile(&mut ids, [7]);
-        counters.follow(&names);
+        counters.follow(&names, 10);
         assert_eq!(again, of, "the id is used again");
         assert_eq!(counters.count(of[0]), Count::default());
         hit(&counters, 0, of[0], 3);
         assert_eq!(counters.count(of[0]), Count { packets: 1, bytes: 3, flows: 1 });
-        assert_eq!(counters.decider(of[0].counter()), Some(&rule(7)));
+        for (generation, decider) in [(9, None), (10, Some(&rule(7))), (11, Some(&rule(7))), (u32::MAX, None)]
+        {
+            assert_eq!(counters.decider(of[0].counter(), generation), decider, "{generation}");
+        }
+        assert_eq!(counters.decider(u16::MAX, 10), None);
     }
 
     #[test]
@@ -189,7 +201,7 @@ mod tests {
         ids.id(isolated.clone(), &Origin::Api);
         ids.id(rule(1), &Origin::Api);
         ids.id(rule(0), &Origin::Api);
-        counters.follow(&ids.end());
+        counters.follow(&ids.end(), 7);
         let order: Vec<_> = counters.rows().into_iter().map(|(info, _)| info.decider.clone()).collect();
         assert_eq!(order, [rule(0), rule(1), isolated]);
     }

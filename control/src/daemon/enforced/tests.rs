@@ -29,7 +29,7 @@ fn world() -> (Tables, Snapshot, String) {
 
 /// Counter of the first decider that `wanted` picks.
 fn counter(tables: &Tables, wanted: impl Fn(&Decider) -> bool) -> u16 {
-    (4..100).find(|n| tables.counters().decider(*n).is_some_and(&wanted)).unwrap()
+    (4..100).find(|n| tables.counters().decider(*n, 1).is_some_and(&wanted)).unwrap()
 }
 
 fn is_isolation(decider: &Decider) -> bool {

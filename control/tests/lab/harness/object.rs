@@ -76,33 +76,33 @@ pub(crate) fn yaml(objects: &[Value]) -> String {
     out
 }
 
-/// `value` from a fresh line on; scalars and what is empty stay on their own line as JSON.
+/// `value` from a fresh line on; scalars and what is empty stay on the line of their key, as JSON.
 fn block(out: &mut String, value: &Value, indent: usize) {
-    let entry = |out: &mut String, head: &str, value: &Value| {
-        write!(out, "{:indent$}{head}", "").expect("writing to memory");
-        if is_block(value) {
-            out.push('\n');
-            block(out, value, indent + 2);
-        } else {
-            writeln!(out, " {value}").expect("writing to memory");
-        }
-    };
     match value {
-        Value::Object(fields) => {
+        Value::Object(fields) if !fields.is_empty() => {
             for (key, value) in fields {
-                entry(out, &format!("{}:", Value::from(key.as_str())), value);
+                write!(out, "{:indent$}{}:", "", Value::from(key.as_str())).expect("writing to memory");
+                if is_block(value) {
+                    out.push('\n');
+                    block(out, value, indent + 2);
+                } else {
+                    writeln!(out, " {value}").expect("writing to memory");
+                }
             }
         }
-        Value::Array(items) => {
+        Value::Array(items) if !items.is_empty() => {
             for item in items {
-                entry(out, "-", item);
+                let dash = out.len() + indent;
+                block(out, item, indent + 2);
+                out.replace_range(dash..=dash, "-");
             }
         }
-        // JSON's scalars are YAML's.
+        // JSON's are YAML's.
         scalar => writeln!(out, "{:indent$}{scalar}", "").expect("writing to memory"),
     }
 }
 
+/// Whether it has lines of its own.
 fn is_block(value: &Value) -> bool {
     match value {
         Value::Object(fields) => !fields.is_empty(),

@@ -97,9 +97,11 @@ fn client_ip_affinity() {
     let second = ask();
     assert!(rest.contains(&&second[..]));
     assert!((0..20).all(|_| ask() == second));
-    // It comes back: nobody moves for it.
-    serve_ready(&lab, &backends, &affinity(10_800));
+    // It comes back: nobody moves for it, as long as it keeps asking.
+    serve_ready(&lab, &backends, &affinity(2));
     assert!((0..20).all(|_| ask() == second));
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(ask(), first, "after the timeout it is as one never seen");
 }
 
 /// A service without endpoints, and a port that it does not have, refuse at once.
