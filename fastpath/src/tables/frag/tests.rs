@@ -140,7 +140,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Ready),
         2 => Just(Step::Expired),
     ];
-    prop::collection::vec(step, 0..150)
+    prop::collection::vec(step, 0..if cfg!(miri) { 40 } else { 150 })
 }
 
 proptest! {

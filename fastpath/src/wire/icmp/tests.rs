@@ -90,7 +90,7 @@ fn what_must_not_be_answered() {
     let (a4, b4, a6, b6) = (ip("10.0.0.1"), ip("10.0.1.2"), ip("fd00::1"), ip("fd00::2"));
     let message = |src, dst, kind| Spec::new(src, dst, Upper::Icmp(Repr { kind, code: 0, rest: 0 }));
     let answered = |spec: Spec, us| build(&spec.build_packet(), ErrorKind::TtlExceeded, us).is_some();
-    for kind in 0..=255u8 {
+    for kind in (0..=255u8).step_by(if cfg!(miri) { 16 } else { 1 }) {
         // RFC 1122 3.2.2: no error about an error; redirects count as such.
         assert_eq!(answered(message(a4, b4, kind), us4), !matches!(kind, 3 | 4 | 5 | 11 | 12), "ICMP {kind}");
         // RFC 4443 2.4 (e.1), (e.2).

@@ -355,9 +355,9 @@ proptest! {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn the_model_sees_evictions() {
-    let count = if cfg!(miri) { 24 } else { 40 };
-    let inserts: Vec<_> = (0..count).map(|flow| Op::Insert { flow, flags: SYN }).collect();
+    let inserts: Vec<_> = (0..40).map(|flow| Op::Insert { flow, flags: SYN }).collect();
     assert_eq!(run(256, false, &inserts), 0);
-    assert!(run(0, false, &inserts) > count / 4);
+    assert!(run(0, false, &inserts) > 10);
 }
