@@ -17,6 +17,7 @@ fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], address: &str, po
         ports: ports.iter().map(|(n, p, port)| ((*n).to_owned(), *p, *port)).collect(),
         interface: None,
         netns: None,
+        uid: None,
         mac: None,
         origin: Origin::Api,
     };

@@ -135,6 +135,8 @@ pub struct Namespace {
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
+    /// `metadata.uid`: tells a pod from an older one of the same name; manifests need not have it.
+    pub uid: Option<String>,
     /// Labels.
     pub labels: Labels,
     /// `spec.nodeName`.

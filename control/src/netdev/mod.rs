@@ -11,6 +11,7 @@
 //! | [`ethtool`] | queues and offloads of a device |
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
 //! | [`reserved`] | [`ReservedPorts`]: keeps ports from the kernel |
+//! | [`veth`] | a pod's veth: made, its pod's end set up, looked at again |
 //! | [`netns`] | work in another network namespace |
 //!
 //! Everything is netlink: rtnetlink and the generic netlink family of ethtool, in a codec of our own (`wire`),
@@ -29,9 +30,10 @@ pub mod peer;
 pub mod prepare;
 pub mod reserved;
 pub mod route;
-mod saved;
+pub(crate) mod saved;
 mod socket;
 pub mod uplink;
+pub mod veth;
 pub mod view;
 pub mod watch;
 mod wire;

@@ -160,6 +160,7 @@ pub(crate) fn pod(number: usize) -> impl Strategy<Value = Arc<Pod>> {
                 ports: ports.into_iter().map(|(n, p, port)| (n.to_owned(), p, port)).collect(),
                 interface: None,
                 netns: None,
+                uid: None,
                 mac: None,
                 origin: Origin::Api,
             })

@@ -18,6 +18,7 @@ fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], node: &str, addre
         ports: BTreeSet::from([("http".to_owned(), 6, 8080)]),
         interface: None,
         netns: None,
+        uid: None,
         mac: None,
         origin: Origin::Api,
     };

@@ -128,6 +128,7 @@ impl Cluster {
                 interface: None,
                 mac: None,
                 netns: None,
+                uid: None,
                 origin: Origin::Api,
             })
         };
