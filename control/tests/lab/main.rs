@@ -23,12 +23,14 @@
 //! | `service` | ClusterIP, node ports, external addresses; backends that come and go |
 //! | `nat` | SNAT, ICMP errors and path MTU through translation, fragments |
 //! | `mistakes` | what other dataplanes got wrong |
+//! | `cni` | the CNI plugin, as a runtime calls it |
 //! | `flood` | a SYN flood beside what is established |
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
 
 mod churn;
 mod cli;
+mod cni;
 mod conformance;
 mod counters;
 mod errors;
