@@ -123,6 +123,10 @@ impl Call<'_> {
         if is_own_namespace(&netns) {
             return Err(Error::new(Code::InvalidEnvironment, "CNI_NETNS: is the host's own namespace"));
         }
+        if let Some(name) = &self.conf.ipam {
+            // Before there is anything that it would be needed to undo.
+            self.delegate(name)?;
+        }
         let mut daemon = self.daemon().map_err(later)?;
         let node: CniNode = daemon.ask(Request::CniNode).map_err(later)?;
         let mtu = self.suits(&node)?;

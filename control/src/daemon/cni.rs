@@ -83,11 +83,14 @@ impl Cni {
     pub(super) fn complete(&mut self, mut view: Arc<NetView>) -> Arc<NetView> {
         let now = Instant::now();
         self.fresh.retain(|index, (link, seen)| {
-            let there = view.links.get(index).is_some_and(|l| l.name == link.name);
+            // Its first message comes before it is up.
+            let there = view.links.get(index).is_some_and(|l| l.name == link.name && l.up);
             !there && now.duration_since(*seen) < FRESH
         });
         if !self.fresh.is_empty() {
             let links = &mut Arc::make_mut(&mut view).links;
+            // One that had its name before is gone, also where the view has it still.
+            links.retain(|_, l| !self.fresh.values().any(|(link, _)| link.name == l.name));
             links.extend(self.fresh.iter().map(|(index, (link, _))| (*index, link.clone())));
         }
         view

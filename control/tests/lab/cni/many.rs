@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::runtime::{Runtime, Sandbox, addresses, lab, spec, talks};
+use super::runtime::{Runtime, Sandbox, addresses, lab, talks};
 use crate::harness::lab::Lab;
 use crate::traffic::{PATIENCE, eventually};
 
@@ -71,10 +71,8 @@ fn no_address_twice_under_churn() {
 /// How long ADD and DEL take beside 250 pods: printed, for the machine and the build decide. `cargo test --release`.
 #[test]
 fn time_of_an_add_beside_250_pods() {
-    // Room for 350 pods in the /24 and in the packet buffers.
-    let mut spec = spec(&["a"]);
-    spec.more_config = "[memory]\nframes_per_worker = 65536\n".to_owned();
-    let lab = Lab::start(spec);
+    let lab = lab(&["a"]);
+    // Room for 350 pods.
     let node = std::fs::read_to_string(lab.manifests.dir().join("node-a.yaml")).unwrap();
     let larger = node.replace("10.77.1.0/24", "10.77.0.0/22");
     assert_ne!(node, larger);

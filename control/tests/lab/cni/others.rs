@@ -37,30 +37,28 @@ fn cnitool_and_the_shipped_conflist() {
     list["plugins"][0]["data_dir"] = runtime.conf["data_dir"].clone();
     std::fs::write(conf.join("10-fastpath.conflist"), list.to_string()).unwrap();
 
-    let call = |verb: &str, pod: Option<&super::runtime::Sandbox>| {
+    let call = |verb: &str, pod: &super::runtime::Sandbox| {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", lab.node("a").ns.path().display())).arg("--").arg(cnitool());
         command.args([verb, &name]).env("NETCONFPATH", &conf).env("CNI_PATH", &bin);
-        if let Some(pod) = pod {
-            command.arg(pod.ns.path());
-            command.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={}", pod.pod));
-        }
+        command.arg(pod.ns.path());
+        command.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={}", pod.pod));
         command.env("CNI_IFNAME", "eth0");
         let out = command.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(out.status.success(), "{verb}: {} {}", text(&out.stdout), text(&out.stderr));
         text(&out.stdout)
     };
-    call("status", None);
     let (p, q) = (runtime.pod(&lab, "p"), runtime.pod(&lab, "q"));
-    call("add", Some(&p));
-    let result: serde_json::Value = serde_json::from_str(&call("add", Some(&q))).unwrap();
+    call("status", &p);
+    call("add", &p);
+    let result: serde_json::Value = serde_json::from_str(&call("add", &q)).unwrap();
     talks(&p, &q, &addresses(&result));
-    call("check", Some(&p));
-    call("del", Some(&p));
-    call("del", Some(&p));
-    call("check", Some(&q));
-    call("del", Some(&q));
+    call("check", &p);
+    call("del", &p);
+    call("del", &p);
+    call("check", &q);
+    call("del", &q);
     assert_eq!(runtime.holds(), (std::collections::BTreeSet::new(), 0, 0));
 }
 

@@ -23,12 +23,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A lab of nodes without pods: the plugin makes them.
 pub(crate) fn lab(nodes: &[&'static str]) -> Lab {
-    Lab::start(spec(nodes))
-}
-
-/// What [`lab`] is made from.
-pub(crate) fn spec(nodes: &[&'static str]) -> LabSpec {
-    LabSpec { nodes: nodes.iter().map(|n| NodeSpec::fastpath(n, 0)).collect(), ..LabSpec::default() }
+    let nodes = nodes.iter().map(|n| NodeSpec::fastpath(n, 0)).collect();
+    Lab::start(LabSpec { nodes, ..LabSpec::default() })
 }
 
 /// A pod's sandbox: a namespace, empty until ADD.

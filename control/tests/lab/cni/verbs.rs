@@ -133,7 +133,7 @@ fn check_finds_what_is_broken() {
     for (inside, line, says) in [
         (true, "addr del 10.77.1.{n}/32 dev eth0", "address"),
         (true, "route del default dev eth0", "default route"),
-        (true, "-6 route del default dev eth0", "default route"),
+        (true, "route del ::/0 dev eth0", "default route"),
         (true, "link set eth0 down", "down"),
         (true, "link set eth0 name eth9", "no device"),
         (false, "link del {host}", "no device"),
