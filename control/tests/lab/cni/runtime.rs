@@ -44,8 +44,14 @@ impl Sandbox {
     /// For pod `pod` of namespace `default`.
     pub(crate) fn new(pod: &str) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let ns = NetNs::create(&format!("fplab-{}-cni-{number}-{pod}", std::process::id()));
+        // As the kernel makes them, without what the lab sets for its own pods.
+        ns.ip(["link set lo down"]);
+        for key in ["accept_dad", "dad_transmits", "accept_ra"] {
+            ns.sysctl(&format!("ipv6/conf/default/{key}"), "1");
+        }
         Sandbox {
-            ns: NetNs::create(&format!("fplab-{}-cni-{number}-{pod}", std::process::id())),
+            ns,
             container: format!("{:08x}{number:08x}", std::process::id()),
             pod: pod.to_owned(),
             uid: None,

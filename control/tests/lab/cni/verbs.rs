@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use super::runtime::{Runtime, Sandbox, addresses, lab, talks};
 use crate::harness::cli::rows;
+use crate::harness::lab::Lab;
+use crate::harness::spec::{LabSpec, NodeSpec};
 
 /// ADD, CHECK, DEL in every version; the pod finds what the result says, and it talks to pods of its node and of another.
 #[test]
@@ -53,6 +55,24 @@ fn added_pods_talk() {
     b.del(&b1);
     a.holds_nothing();
     b.holds_nothing();
+}
+
+/// In generic mode pods must not send segments merged; and a pod's namespace is entered by the daemon too.
+#[test]
+fn in_generic_mode() {
+    let nodes = vec![NodeSpec::fastpath("a", 0)];
+    let lab = Lab::start(LabSpec { nodes, xdp_mode: "generic", cores: vec![0, 1], ..LabSpec::default() });
+    let runtime = Runtime::of(lab.node("a"));
+    let (p, q) = (runtime.pod(&lab, "p"), runtime.pod(&lab, "q"));
+    runtime.add(&p);
+    let ips = addresses(&runtime.add(&q));
+    let features = p.ns.exec("ethtool", &["-k", "eth0"]);
+    assert!(features.contains("tcp-segmentation-offload: off"), "{features}");
+    assert_eq!(p.ns.link_json("eth0")["num_tx_queues"], 2, "as many as workers");
+    talks(&p, &q, &ips);
+    runtime.del(&p);
+    runtime.del(&q);
+    runtime.holds_nothing();
 }
 
 #[test]
