@@ -6,11 +6,13 @@
 //! | `show` | answers of the daemon as tables |
 //! | `explain` | `explain` |
 //! | `policy` | `policy lint` |
+//! | `doctor` | `doctor`, `install-cni` |
 //! | `config` | `config check`, `config reference` |
 #![forbid(unsafe_code)]
 
 mod args;
 mod config;
+mod doctor;
 mod explain;
 mod policy;
 mod show;
@@ -134,6 +136,8 @@ fn run(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
         Command::Config { command: ConfigCommand::Reference } => {
             Ok(out.write_all(crate::config::reference().as_bytes())?)
         }
+        Command::Doctor(args) => doctor::doctor(&args, cli.output, out),
+        Command::InstallCni(args) => doctor::install_cni(&args, out),
         Command::Version => version(&socket, cli.output, out),
     }
 }

@@ -25,6 +25,7 @@ pub(crate) struct Node {
     pub(crate) pin_dir: PathBuf,
     /// `daemon.state_dir`.
     pub(crate) state_dir: PathBuf,
+    capabilities: Option<&'static [&'static str]>,
     config: PathBuf,
     log: PathBuf,
 }
@@ -44,6 +45,7 @@ impl Node {
             ns,
             pin_dir: PathBuf::from(format!("/sys/fs/bpf/{prefix}-{}", spec.name)),
             state_dir: dir.join("state"),
+            capabilities: lab.capabilities,
             config: dir.join("fastpath.toml"),
             log: dir.join("daemon.log"),
             spec,
@@ -84,7 +86,7 @@ impl Node {
     /// Starts the daemon. A daemon of before is forgotten.
     pub(crate) fn spawn_daemon(&mut self) -> &mut Daemon {
         assert_eq!(self.spec.kind, Kind::Fastpath, "node {} is one of Linux alone", self.spec.name);
-        self.daemon.insert(Daemon::spawn(&self.ns, &self.config, &self.log))
+        self.daemon.insert(Daemon::spawn(&self.ns, &self.config, &self.log, self.capabilities))
     }
 
     /// How often its daemons have logged that a device was detached.
@@ -95,6 +97,7 @@ impl Node {
     }
 
     fn config_text(&self, lab: &LabSpec, manifests: &Path) -> String {
+        let (vni, port) = lab.overlay.map_or((VNI, 4789), super::overlay::Overlay::vni_and_port);
         let mut text = format!(
             "[node]
 name = \"{name}\"
@@ -102,6 +105,9 @@ name = \"{name}\"
 [daemon]
 state_dir = \"{state}\"
 log = \"debug\"
+
+[http]
+listen = \"{http}\"
 
 [source]
 kind = \"directory\"
@@ -115,11 +121,13 @@ pin_dir = \"{pins}\"
 
 [uplink]
 interfaces = [{uplinks}]
+cidrs = {cidrs:?}
 
 [overlay]
 encap = \"{encap}\"
 family = \"{family}\"
-vni = {VNI}
+vni = {vni}
+port = {port}
 ",
             name = node_name(self.spec.name),
             state = self.state_dir.display(),
@@ -128,7 +136,13 @@ vni = {VNI}
             on_failure = lab.on_failure,
             stale = lab.stale_after_ms,
             pins = self.pin_dir.display(),
-            uplinks = if lab.uplink_by_route { String::new() } else { format!("\"{UPLINK}\"") },
+            http = lab.http,
+            cidrs = lab.uplink_cidrs,
+            uplinks = if lab.uplink_by_route || !lab.uplink_cidrs.is_empty() {
+                String::new()
+            } else {
+                format!("\"{UPLINK}\"")
+            },
             encap = lab.encap.key(),
             family = lab.outer.key(),
         );
