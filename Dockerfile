@@ -1,7 +1,7 @@
 # The image of fastpath: one static binary, nothing else. docker build -t fastpath:0.1.0 .
 FROM docker.io/library/rust:1.95-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
-        clang gcc-multilib libc6-dev libelf-dev m4 make pkg-config zlib1g-dev && \
+        ca-certificates clang-19 gcc libc6-dev libelf-dev m4 make pkg-config zlib1g-dev && \
     rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .

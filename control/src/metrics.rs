@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -124,12 +124,11 @@ impl Family {
         for (values, value) in &self.series {
             let labels: Vec<(&str, &str)> =
                 self.labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
-            let mut one = metric.encode_family(&labels)?;
-            match (self.kind, value) {
-                (Kind::Counter, Value::Count(n)) => one.encode_counter::<NoLabelSet, u64, u64>(n, None)?,
-                (Kind::Counter, Value::Level(x)) => one.encode_counter::<NoLabelSet, f64, u64>(x, None)?,
-                (Kind::Gauge, Value::Count(n)) => one.encode_gauge(n)?,
-                (Kind::Gauge, Value::Level(x)) => one.encode_gauge(x)?,
+            if labels.is_empty() {
+                // With an empty set it would write empty braces.
+                value.encode(self.kind, &mut metric)?;
+            } else {
+                value.encode(self.kind, &mut metric.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -137,6 +136,15 @@ impl Family {
 }
 
 impl Value {
+    fn encode(&self, kind: Kind, to: &mut MetricEncoder<'_>) -> fmt::Result {
+        match (kind, self) {
+            (Kind::Counter, Value::Count(n)) => to.encode_counter::<NoLabelSet, u64, u64>(n, None),
+            (Kind::Counter, Value::Level(x)) => to.encode_counter::<NoLabelSet, f64, u64>(x, None),
+            (Kind::Gauge, Value::Count(n)) => to.encode_gauge(n),
+            (Kind::Gauge, Value::Level(x)) => to.encode_gauge(x),
+        }
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "what is added to a time or ratio is one")]
     fn as_f64(self) -> f64 {
         match self {

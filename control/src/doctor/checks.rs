@@ -106,9 +106,9 @@ pub(super) fn btf(facts: &Facts, _: &Config, out: &mut Findings) {
 pub(super) fn bpffs(facts: &Facts, config: &Config, out: &mut Findings) {
     let dir = config.xdp.pin_dir.display();
     if facts.bpffs {
-        return out.ok(format!("{dir} is on one"));
+        return out.ok(format!("{dir} lies on a BPF file system"));
     }
-    let found = format!("{dir} is on no BPF file system");
+    let found = format!("{dir} lies on no BPF file system");
     let remedy =
         "mount -t bpf bpf /sys/fs/bpf (on the host); with CAP_SYS_ADMIN the daemon mounts one itself";
     match config.xdp.on_failure {
@@ -121,7 +121,7 @@ pub(super) fn bpffs(facts: &Facts, config: &Config, out: &mut Findings) {
 pub(super) fn capabilities(facts: &Facts, _: &Config, out: &mut Findings) {
     let has = |bit: u32| facts.capabilities >> bit & 1 == 1;
     let missing =
-        CAPABILITIES.iter().filter(|(bit, ..)| !has(*bit) && !(matches!(bit, 38 | 39) && has(SYS_ADMIN)));
+        CAPABILITIES.iter().filter(|(bit, ..)| !(has(*bit) || matches!(bit, 38 | 39) && has(SYS_ADMIN)));
     let (needed, useful): (Vec<_>, Vec<_>) = missing.partition(|(.., needed)| *needed);
     for (_, name, why, _) in &needed {
         out.error(

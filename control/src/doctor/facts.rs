@@ -109,11 +109,7 @@ impl Facts {
             legacy_tables: legacy_tables(),
             // The first three lines are headings.
             ipvs_services: fs::read_to_string("/proc/net/ip_vs").map_or(0, |t| virtual_services(&t)),
-            manifests: match config.source.kind {
-                SourceKind::Directory => Some(manifests(&config.source.path)),
-                #[allow(unreachable_patterns, reason = "sources to come")]
-                _ => None,
-            },
+            manifests: (config.source.kind == SourceKind::Directory).then(|| manifests(&config.source.path)),
             api: None,
             net,
         }

@@ -110,12 +110,12 @@ fn kernel_and_programs() {
     one("XDP", "", |f| f.xdp = Err("EPERM".into()), "Error: the programs do not load: EPERM");
     one("AF_XDP", "", |f| f.xsk = Err("EAFNOSUPPORT".into()), "Error: no socket: EAFNOSUPPORT");
     one("BTF", "", |f| f.btf = false, "Warning: the kernel has no");
-    one("bpffs", "", |f| f.bpffs = false, "Warning: /sys/fs/bpf/fastpath is on no BPF");
+    one("bpffs", "", |f| f.bpffs = false, "Warning: /sys/fs/bpf/fastpath lies on no BPF");
     let bounded = |f: &mut Facts| {
         f.bpffs = false;
         f.capabilities = !(1 << 21);
     };
-    one("bpffs", "", bounded, "Error: /sys/fs/bpf/fastpath is on no");
+    one("bpffs", "", bounded, "Error: /sys/fs/bpf/fastpath lies on no");
     one("bpffs", "[xdp]\non_failure = \"pass\"", bounded, "Ok: ");
 }
 

@@ -84,21 +84,21 @@ fn cardinality_is_bounded_and_nothing_is_lost() {
 proptest! {
     /// Whatever a label holds comes back as it was.
     #[test]
-    fn labels_survive(values in prop::collection::btree_map(any::<String>(), 0u64..1 << 50, 1..20)) {
+    fn labels_survive(values in prop::collection::btree_map(any::<String>(), any::<u32>(), 1..20)) {
         let clean = |v: &str| !v.chars().any(|c| c != '\n' && c.is_control() || c.is_whitespace() && c != ' ' && c != '\n');
         let mut family = Family::counter("fastpath_any", "Any.", &["v"]);
         let mut expected = Vec::new();
         for (value, n) in values.iter().filter(|(v, _)| clean(v)) {
-            family.add([value], *n);
-            expected.push((value.clone(), *n));
+            family.add([value], (*n).into());
+            expected.push((value.clone(), f64::from(*n)));
         }
         prop_assume!(!expected.is_empty());
         for accept in ["", OPEN] {
             let (_, text) = exposition(vec![family.clone()], accept);
             let samples = check(&text, !accept.is_empty()).map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
-            let mut found: Vec<(String, u64)> =
-                samples["fastpath_any_total"].iter().map(|(l, v)| (l["v"].clone(), *v as u64)).collect();
-            found.sort();
+            let mut found: Vec<(String, f64)> =
+                samples["fastpath_any_total"].iter().map(|(l, v)| (l["v"].clone(), *v)).collect();
+            found.sort_by(|a, b| a.0.cmp(&b.0));
             prop_assert_eq!(&found, &expected);
         }
     }

@@ -11,7 +11,7 @@ use crate::harness::cli::BINARY;
 use crate::harness::lab::Lab;
 use crate::harness::ns::{NetNs, run_ok};
 use crate::harness::object::{self, Condition};
-use crate::harness::spec::{Family, LabSpec, UPLINK};
+use crate::harness::spec::{Family, LabSpec, ROUTER, UPLINK, underlay};
 use crate::metrics_checker::{Samples, check};
 use crate::traffic::{PATIENCE, eventually};
 
@@ -275,6 +275,32 @@ fn bounded_capabilities() {
     assert!(lab.node("a").ns.link_json(UPLINK)["xdp"].is_null(), "the uplink is as before");
 }
 
+/// Without any of these the daemon does not come to forward: none is given in vain.
+#[test]
+fn no_capability_is_given_in_vain() {
+    let without: [(&str, &[&str]); 4] = [
+        ("net_admin", &["net_raw", "bpf", "perfmon", "ipc_lock", "net_broadcast"]),
+        ("net_raw", &["net_admin", "bpf", "perfmon", "ipc_lock", "net_broadcast"]),
+        ("bpf", &["net_admin", "net_raw", "perfmon", "ipc_lock", "net_broadcast"]),
+        ("perfmon", &["net_admin", "net_raw", "bpf", "ipc_lock", "net_broadcast"]),
+    ];
+    let works = without.iter().filter(|(_, capabilities)| {
+        let nodes = vec![crate::harness::spec::NodeSpec::fastpath("a", 1)];
+        let mut lab = Lab::wire(LabSpec { nodes, capabilities: Some(capabilities), ..LabSpec::default() });
+        lab.node_mut("a").spawn_daemon();
+        let mut ready = None;
+        eventually("it ends, or says how it is", PATIENCE * 4, || {
+            let status = lab.node("a").cli().try_status();
+            let alive = lab.node_mut("a").daemon().alive();
+            ready = status.as_ref().map(|s| s.ready());
+            (!alive || status.is_some()).then_some(())
+        });
+        ready == Some(true)
+    });
+    let names: Vec<&str> = works.map(|(name, _)| *name).collect();
+    assert_eq!(names, [""; 0], "it forwards without these");
+}
+
 /// The doctor on a node of the lab: nothing wrong, every line with what to do where it is not good.
 #[test]
 fn doctor() {
@@ -300,10 +326,9 @@ fn doctor() {
     // Another plugin's leftovers, kube-proxy's rules, and no way out.
     node.ns.ip([
         "link add vxlan.calico type vxlan id 4096 dstport 4789".to_owned(),
-        "link add kube-ipvs0 type dummy".to_owned(),
-        "route del default".to_owned(),
-        "-6 route del default".to_owned(),
+        "link add kube-ipvs0 type bridge".to_owned(),
     ]);
+    node.ns.ip(Family::BOTH.map(|f| format!("route del default via {}", underlay(0, ROUTER, f))));
     run_ok(node.ns.command("nft").arg("add table ip nat; add chain ip nat KUBE-SERVICES"));
     let table = run(&["doctor"]);
     assert_eq!(table.status.code(), Some(1));
