@@ -138,11 +138,12 @@ fn the_embedded_configuration_fits_the_daemonset() {
     let spec = &objects["DaemonSet"]["spec"]["template"]["spec"];
     let container = &spec["containers"][0];
     let listen = config.http.listen.unwrap();
+    assert!(listen.ip().is_loopback());
     for (probe, path) in
         [("livenessProbe", "/livez"), ("readinessProbe", "/readyz"), ("startupProbe", "/livez")]
     {
         let get = &container[probe]["httpGet"];
-        let want = json!({"host": listen.ip().to_string(), "port": listen.port(), "path": path});
+        let want = json!({"host": "127.0.0.1", "port": listen.port(), "path": path});
         assert_eq!(*get, want, "{probe}");
     }
     let mounted = |path: &std::path::Path| {

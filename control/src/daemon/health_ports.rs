@@ -29,6 +29,10 @@ struct State {
 /// The ports that are served.
 #[derive(Debug, Default)]
 pub(super) struct HealthPorts {
+    /// What `wanted` and `conflicts` were made from.
+    seen: Option<Arc<Model>>,
+    wanted: BTreeMap<u16, State>,
+    conflicts: Vec<String>,
     open: BTreeMap<u16, Open>,
     /// What could not be served.
     pub(super) problems: Vec<String>,
@@ -42,22 +46,22 @@ struct Open {
 }
 
 impl HealthPorts {
-    /// Serves the ports of the model's services, and no others.
-    fn follow(&mut self, model: &Model, node: &str, healthy: bool) {
-        self.problems.clear();
-        let wanted = wanted(model, node, healthy, &mut self.problems);
-        self.open.retain(|port, _| wanted.contains_key(port));
-        for (port, state) in wanted {
+    /// Serves the ports of the model's services, and no others. What could not be bound is tried again each time.
+    fn follow(&mut self, model: &Arc<Model>, node: &str, healthy: bool) {
+        if !self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, model)) {
+            (self.wanted, self.conflicts) = wanted(model, node);
+            self.seen = Some(Arc::clone(model));
+        }
+        self.problems.clone_from(&self.conflicts);
+        self.open.retain(|port, _| self.wanted.contains_key(port));
+        for (port, state) in &self.wanted {
+            let state = State { healthy, ..state.clone() };
             let open = self
                 .open
-                .entry(port)
+                .entry(*port)
                 .or_insert_with(|| Open { state: watch::Sender::new(state.clone()), tasks: [None, None] });
-            open.bind(port, &state.service, &mut self.problems);
-            open.state.send_if_modified(|now| {
-                let differs = *now != state;
-                *now = state;
-                differs
-            });
+            open.bind(*port, &state.service, &mut self.problems);
+            open.state.send_replace(state);
         }
     }
 
@@ -94,24 +98,30 @@ impl Drop for Open {
     }
 }
 
-/// Ports and what each says; of two services with one port the first by name has it.
-fn wanted(model: &Model, node: &str, healthy: bool, problems: &mut Vec<String>) -> BTreeMap<u16, State> {
-    let mut out: BTreeMap<u16, State> = BTreeMap::new();
+/// Ports and what each says, and what is wrong: of two services with one port the first by name has it.
+fn wanted(model: &Model, node: &str) -> (BTreeMap<u16, State>, Vec<String>) {
+    let mut problems = Vec::new();
+    let mut ports: BTreeMap<u16, &ObjectName> = BTreeMap::new();
     let local = model.services.values().filter(|s| s.kind == ServiceKind::LoadBalancer && s.external_local);
-    for service in local {
-        let Some(port) = service.health_check_node_port else { continue };
-        if let Some(other) = out.get(&port) {
-            let (name, other) = (&service.name, &other.service);
-            problems.push(format!("service {name}: healthCheckNodePort {port} is that of service {other}"));
-            continue;
+    for (name, port) in local.filter_map(|s| Some((&s.name, s.health_check_node_port?))) {
+        let first = *ports.entry(port).or_insert(name);
+        if first != name {
+            problems.push(format!("service {name}: healthCheckNodePort {port} is that of service {first}"));
         }
-        let slices = model.slices.values().filter(|s| s.service.as_ref() == Some(&service.name));
-        let endpoints = slices.filter(|s| s.ipv4.is_some()).flat_map(|s| &s.endpoints);
-        let here = endpoints.filter(|e| e.ready && e.node.as_deref() == Some(node));
-        let addresses: BTreeSet<IpAddr> = here.map(|e| e.address).collect();
-        out.insert(port, State { service: service.name.clone(), local: addresses.len(), healthy });
     }
-    out
+    let mut addresses: BTreeMap<&ObjectName, BTreeSet<IpAddr>> =
+        ports.values().map(|name| (*name, BTreeSet::new())).collect();
+    for slice in model.slices.values().filter(|s| s.ipv4.is_some()) {
+        let Some(set) = slice.service.as_ref().and_then(|name| addresses.get_mut(name)) else { continue };
+        let here = slice.endpoints.iter().filter(|e| e.ready && e.node.as_deref() == Some(node));
+        set.extend(here.map(|e| e.address));
+    }
+    let state = |name: &ObjectName| State {
+        service: name.clone(),
+        local: addresses.get(name).map_or(0, BTreeSet::len),
+        healthy: false,
+    };
+    (ports.into_iter().map(|(port, name)| (port, state(name))).collect(), problems)
 }
 
 /// Answers on one port, whatever the path.
@@ -151,6 +161,9 @@ impl Daemon {
 
     /// Says again whether this node forwards.
     pub(super) fn refresh_health_ports(&self) {
+        if self.health_ports.open.is_empty() {
+            return;
+        }
         self.health_ports.set_healthy(self.forwards());
     }
 
@@ -209,14 +222,12 @@ endpoints:
     #[test]
     fn ready_backends_of_this_node_are_counted_once() {
         let model = load_dir(&Folder::new(CLUSTER).0).unwrap().model;
-        let mut problems = Vec::new();
         for (node, local) in [("a", 2), ("b", 1), ("c", 0)] {
-            problems.clear();
-            let wanted = wanted(&model, node, true, &mut problems);
+            let (wanted, problems) = wanted(&model, node);
             let service = ObjectName { namespace: "shop".into(), name: "web".into() };
-            assert_eq!(wanted, [(30_500, State { service, local, healthy: true })].into(), "{node}");
+            assert_eq!(wanted, [(30_500, State { service, local, healthy: false })].into(), "{node}");
+            assert_eq!(problems, ["service shop/zeb: healthCheckNodePort 30500 is that of service shop/web"]);
         }
-        assert_eq!(problems, ["service shop/zeb: healthCheckNodePort 30500 is that of service shop/web"]);
     }
 
     #[test]
@@ -246,6 +257,7 @@ endpoints:
         model.services.retain(|name, _| name.name == "web");
         let service = model.services.values_mut().next().unwrap();
         Arc::make_mut(service).health_check_node_port = Some(port);
+        let mut model = Arc::new(model);
         let mut ports = HealthPorts::default();
         ports.follow(&model, "a", true);
         assert_eq!(ports.problems.len(), 1, "{:?}", ports.problems);
@@ -257,7 +269,7 @@ endpoints:
         assert_eq!(ports.problems, [""; 0]);
         let stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
         drop(stream);
-        model.services.clear();
+        model = Arc::new(Model::default());
         ports.follow(&model, "a", true);
         // The server's task ends at its next turn.
         for _ in 0..100 {
