@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 server: `GET` and `HEAD` of a few paths, one request a connection.
 //!
-//! It runs on the control thread, so nobody may hold it up: a head is read for [`HEAD_WITHIN`] at most, a connection ends
-//! after [`CONNECTION_WITHIN`], and of more than [`MOST`] at a time the oldest gives way. Request bodies are not read.
+//! It runs on the control thread, so nobody may hold it up: a head is read for 3 s at most, a connection ends after
+//! 10 s, and of more than 64 at a time the oldest gives way. Request bodies are not read.
 //!
 //! | Module | Holds |
 //! |---|---|
