@@ -26,10 +26,14 @@ mod asked;
 mod cni;
 mod endpoints;
 mod enforced;
+mod health;
+mod health_ports;
 mod heartbeat;
+mod measure;
 mod pinhole;
 mod start;
 mod view;
+mod web;
 
 pub use start::run;
 
@@ -66,6 +70,8 @@ struct Daemon {
     net: Arc<NetView>,
     /// What the workers were last given.
     snapshot: Arc<Snapshot>,
+    /// When the newest snapshot was published.
+    published: Option<Instant>,
     /// Time of the last pass that found everything in order or brought it so.
     synced: Option<SystemTime>,
     /// Neighbours resolved at some time and not failed since.
@@ -79,6 +85,10 @@ struct Daemon {
     attach_problems: Vec<String>,
     compile_problems: Vec<String>,
     kernel_problems: Vec<String>,
+    /// Ports that load balancers ask for backends on this node.
+    health_ports: health_ports::HealthPorts,
+    /// The HTTP server, if there is to be one.
+    web: Option<web::Server>,
     /// Answers `explain`.
     explainer: RefCell<LiveExplainer>,
 }
@@ -110,6 +120,7 @@ impl Daemon {
             snapshot.generation = generation.wrapping_add(1).max(1);
             self.snapshot = Arc::new(snapshot);
             self.attacher.engine.publish(Arc::clone(&self.snapshot));
+            self.published = Some(Instant::now());
             tracing::debug!(generation = self.snapshot.generation, "published");
         }
         self.kernel_problems.clear();
@@ -120,6 +131,7 @@ impl Daemon {
         self.reap();
         self.synced = Some(SystemTime::now());
         self.cni_synced();
+        self.serve_health_ports();
     }
 
     /// Drops, once, the pinned links of an earlier run that nothing took over.
@@ -184,7 +196,8 @@ impl Daemon {
             });
         }
         let max_mtu = max_mtu(self.config.memory.frame_size);
-        let (uplinks, errors) = select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu);
+        let (uplinks, errors) =
+            select_uplinks(&self.net, &self.config.uplink.interfaces, &self.config.uplink.cidrs, max_mtu);
         let attached: Vec<&str> = self
             .attacher
             .attached()

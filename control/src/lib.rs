@@ -12,6 +12,10 @@
 //! | [`compile`] | model and kernel view in, snapshot out: pure |
 //! | [`attach`] | devices become ports |
 //! | [`daemon`] | `fastpath run` |
+//! | [`http`] | the HTTP server: health, metrics, health checks of services |
+//! | [`metrics`] | what is counted, in the formats Prometheus reads |
+//! | [`doctor`] | `fastpath doctor`: may this node be switched over? |
+//! | [`install`] | `fastpath install-cni` |
 //! | [`api`] | the daemon's unix socket: server, client, types |
 //! | [`cli`] | the command line |
 //! | [`cni`] | the CNI plugin |
@@ -24,10 +28,14 @@ pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod explain;
+pub mod http;
+pub mod install;
 pub mod lines;
 pub mod lint;
 pub mod logging;
+pub mod metrics;
 pub mod model;
 pub mod netdev;
 pub mod source;

@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::graph::{DropReason, NodeId};
+use crate::tables::flow::EvictClass;
 
 /// A counter with one writer and any number of readers.
 #[derive(Debug, Default)]
@@ -116,8 +117,8 @@ pub struct WorkerStats {
     pub flows_reevaluated: Counter,
     /// Flows that timed out.
     pub flows_expired: Counter,
-    /// Flows evicted from a full table.
-    pub flows_evicted: Counter,
+    /// Flows evicted from a full table, by [`EvictClass`].
+    pub flows_evicted: [Counter; EvictClass::ALL.len()],
     /// Packets forwarded without a flow entry because its bucket was busy or full.
     pub flows_bypassed: Counter,
     /// Transport checksums finished for senders that left them to the device.
@@ -145,7 +146,7 @@ impl Default for WorkerStats {
             flows_installed: Counter::default(),
             flows_reevaluated: Counter::default(),
             flows_expired: Counter::default(),
-            flows_evicted: Counter::default(),
+            flows_evicted: core::array::from_fn(|_| Counter::default()),
             flows_bypassed: Counter::default(),
             checksums_finished: Counter::default(),
             frames_free: AtomicU64::new(0),

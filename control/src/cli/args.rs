@@ -19,13 +19,15 @@ Examples:
   fastpath show flows --limit 20 -o json       for scripts
   fastpath explain --from shop/web --to shop/db --dport 5432     may it, and which rule says so?
   fastpath policy lint --manifests ./manifests policies that cannot do what they were written for
+  fastpath doctor --config fastpath.toml       may this node be switched over?
   fastpath --state-dir /run/fp-b status        another daemon on the same machine
 
 Exit codes:
   0  what was asked for
   1  it failed, or `status` found the daemon not ready or degraded
   2  wrong command line
-  3  no daemon answers at the socket, or only root may ask it";
+  3  no daemon answers at the socket, or only root may ask it
+  4  `doctor` found nothing wrong, but warns";
 
 /// What `fastpath show flows --help` ends with.
 const FLOWS: &str = "\
@@ -135,6 +137,12 @@ network configuration on standard input (CNI spec 1.1.0, 1.0.0, 0.4.0, 0.3); con
 example with every key. By hand:
   CNI_COMMAND=STATUS fastpath cni < net.json   can pods be added? {\"cniVersion\": \"1.1.0\", \"name\": \"pods\"}")]
     Cni,
+    /// May this node be switched over? Kernel, rights, devices, other network plugins, kube-proxy, the API server.
+    #[command(after_help = super::doctor::DOCTOR)]
+    Doctor(super::doctor::DoctorArgs),
+    /// Install the CNI plugin on this node, or remove it.
+    #[command(after_help = super::doctor::INSTALL)]
+    InstallCni(super::doctor::InstallArgs),
     /// Version of this program, and of the daemon if one runs.
     Version,
 }

@@ -6,11 +6,13 @@
 //! | `show` | answers of the daemon as tables |
 //! | `explain` | `explain` |
 //! | `policy` | `policy lint` |
+//! | `doctor` | `doctor`, `install-cni` |
 //! | `config` | `config check`, `config reference` |
 #![forbid(unsafe_code)]
 
 mod args;
 mod config;
+mod doctor;
 mod explain;
 mod policy;
 mod show;
@@ -136,6 +138,8 @@ fn run(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
         }
         // With options beside it; alone it never comes here.
         Command::Cni => crate::cni::serve().then_some(()).ok_or(Failure::Said(FAILED)),
+        Command::Doctor(args) => doctor::doctor(&args, cli.output, out),
+        Command::InstallCni(args) => doctor::install_cni(&args, out),
         Command::Version => version(&socket, cli.output, out),
     }
 }

@@ -111,7 +111,7 @@ fn node_info(this: Option<&Node>, inputs: &Inputs<'_>) -> NodeInfo {
     all.extend(inputs.net.node_addresses().into_iter().map(Ip::from));
     all.sort_unstable();
     all.dedup();
-    let vtep = first(!inputs.overlay.outer_v6);
+    let vtep = this.and_then(|n| own_vtep(n, inputs.overlay.outer_v6, &all)).map(Ip::from);
     let tunnels = inputs.overlay.encap != Encap::None;
     NodeInfo {
         icmp_v4: first(true),
@@ -119,6 +119,18 @@ fn node_info(this: Option<&Node>, inputs: &Inputs<'_>) -> NodeInfo {
         addresses: all,
         vteps: vtep.filter(|_| tunnels).into_iter().collect(),
     }
+}
+
+/// Where tunnel packets to a node are sent.
+fn vtep(node: &Node, v6: bool) -> Option<IpAddr> {
+    let named = if v6 { node.vtep_v6 } else { node.vtep_v4 };
+    named.or_else(|| node.addresses.iter().find(|a| a.is_ipv6() == v6).copied())
+}
+
+/// The same of this node: what others send to may be translated on its way, and then it is no address of ours.
+fn own_vtep(node: &Node, v6: bool, own: &[Ip]) -> Option<IpAddr> {
+    let internal = || node.addresses.iter().find(|a| a.is_ipv6() == v6).copied();
+    vtep(node, v6).filter(|a| own.contains(&Ip::from(*a))).or_else(internal)
 }
 
 /// Ports, and the addresses of the pods behind them.

@@ -14,7 +14,7 @@ use fastpath::snapshot::{NextHop, PortRole, Route, Snapshot, Tunnel};
 use fastpath::tables::Prefix;
 use ipnet::IpNet;
 
-use super::{Inputs, Port, vtep_mac};
+use super::{Inputs, Port, vtep, vtep_mac};
 use crate::config::Encap;
 use crate::model::{Node, Pod};
 use crate::netdev::route::Lookup;
@@ -175,18 +175,25 @@ fn remote_node<'a>(
     problems: &mut Vec<String>,
 ) {
     let encap = hops.inputs.overlay.encap;
-    let tunnel = (encap != Encap::None).then(|| match make_tunnel(hops, this, node) {
-        Ok(made) => add_tunnel(made, snapshot, problems),
-        Err(why) => {
-            problems.push(format!("node {}: {why}", node.name));
-            NO_ROUTE
-        }
-    });
+    let tunnel =
+        (encap != Encap::None).then(|| match make_tunnel(hops, this, snapshot.node.vteps.first(), node) {
+            Ok(made) => add_tunnel(made, snapshot, problems),
+            Err(why) => {
+                problems.push(format!("node {}: {why}", node.name));
+                NO_ROUTE
+            }
+        });
     let pods = hops.inputs.model.pods.values().filter(|p| is_outside(p, node));
     let addresses = pods.flat_map(|p| p.addresses.iter().copied().map(IpNet::from));
     let nets: Vec<IpNet> = node.pod_cidrs.iter().copied().chain(addresses).collect();
     if let Some(Route::Tunnel(index)) = tunnel {
-        snapshot.node_tunnels.extend(node.addresses.iter().map(|a| (Ip::from(*a), index)));
+        let own = node.addresses.iter().chain(&node.tunnel_addresses);
+        snapshot.node_tunnels.extend(own.map(|a| (Ip::from(*a), index)));
+        for addr in &node.tunnel_addresses {
+            if owners.claim((*addr).into(), &node.name, problems) {
+                add(snapshot, (*addr).into(), Route::Tunnel(index));
+            }
+        }
     }
     for net in nets {
         if !owners.claim(net, &node.name, problems) {
@@ -253,18 +260,23 @@ fn direct(hops: &mut Hops<'_>, node: &Node, net: IpNet) -> Option<Route> {
     hops.towards(address_for(node, net)?).map(Route::NextHop)
 }
 
-fn make_tunnel(hops: &mut Hops<'_>, this: Option<&Node>, node: &Node) -> Result<Tunnel, String> {
+fn make_tunnel(
+    hops: &mut Hops<'_>,
+    this: Option<&Node>,
+    local: Option<&Ip>,
+    node: &Node,
+) -> Result<Tunnel, String> {
     let outer_v6 = hops.inputs.overlay.outer_v6;
     let family = if outer_v6 { "IPv6" } else { "IPv4" };
-    let vtep = |n: &Node| n.addresses.iter().find(|a| a.is_ipv6() == outer_v6).copied();
     let mac = |n: &Node, addr| {
         let named: Option<Mac> = if outer_v6 { n.vtep_mac_v6 } else { n.vtep_mac_v4 };
         named.unwrap_or_else(|| vtep_mac(addr))
     };
-    let remote =
-        vtep(node).ok_or_else(|| format!("no {family} InternalIP: its pods cannot be reached by tunnel"))?;
+    let remote = vtep(node, outer_v6)
+        .ok_or_else(|| format!("no {family} InternalIP: its pods cannot be reached by tunnel"))?;
     let this = this.ok_or("this node is not known yet")?;
-    let local = vtep(this).ok_or_else(|| format!("this node has no {family} InternalIP to tunnel from"))?;
+    let local = local.ok_or_else(|| format!("this node has no {family} InternalIP to tunnel from"))?;
+    let local = IpAddr::from(*local);
     let next_hop = hops.towards(remote).unwrap_or(NO_INDEX);
     let mtu = hops.port(next_hop).map_or(0, |p| p.mtu);
     let settings = &hops.inputs.overlay.settings;

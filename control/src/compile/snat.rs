@@ -36,7 +36,8 @@ pub(super) fn compile(settings: &SnatSettings, model: &Model, node: &str, own: &
     for net in settings.inside.iter().chain(model.nodes.values().flat_map(|n| &n.pod_cidrs)) {
         add(net.addr(), net.prefix_len());
     }
-    for ip in model.nodes.values().flat_map(|n| n.addresses.iter().copied().map(Ip::from)) {
+    let addresses = model.nodes.values().flat_map(|n| n.addresses.iter().chain(&n.tunnel_addresses));
+    for ip in addresses.copied().map(Ip::from) {
         inside.insert(Prefix::host(ip), ());
     }
     for ip in own {

@@ -4,12 +4,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::networks::{Networks, PortRange, SnatPorts};
+use super::networks::{Listen, Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
@@ -192,6 +193,14 @@ section! {
 }
 
 section! {
+    /// Health and metrics over HTTP.
+    "http" Http {
+        /// Where `/livez`, `/readyz` and `/metrics` are answered, without TLS and to whoever can connect; "" is nowhere.
+        "listen" listen: Option<SocketAddr> = Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9990)), Listen;
+    }
+}
+
+section! {
     /// Where nodes, namespaces and pods are learnt from.
     "source" Source {
         /// "directory": ordinary Kubernetes YAML or JSON in a folder, followed as it changes.
@@ -228,8 +237,10 @@ section! {
 section! {
     /// Devices towards other nodes.
     "uplink" Uplink {
-        /// Their names; empty is the device of the default route.
+        /// Their names. Without any, and without `cidrs`, the devices of the default routes.
         "interfaces" interfaces: Vec<String> = Vec::new(), Devices;
+        /// Networks: every device with an address in one of them is an uplink, beside those of `interfaces`.
+        "cidrs" cidrs: Vec<IpNet> = Vec::new(), Networks;
     }
 }
 

@@ -1,6 +1,8 @@
 //! Networks and port ranges: what such keys accept.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 use toml::de::DeValue;
 
@@ -45,6 +47,28 @@ impl Check<SnatPorts> for PortRange {
 
     fn show(&self, value: &SnatPorts) -> Option<String> {
         Some(quoted(&value.to_string()))
+    }
+}
+
+/// An address and port to listen on; "" is none.
+pub(super) struct Listen;
+
+impl Check<Option<SocketAddr>> for Listen {
+    fn read(&self, value: &DeValue<'_>) -> Result<Option<SocketAddr>, String> {
+        let DeValue::String(text) = value else { return Err(wrong_type(self, value)) };
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let addr = text.parse().ok().filter(|a: &SocketAddr| a.port() != 0);
+        addr.map(Some).ok_or_else(|| format!("{} is not {}", quoted(text), self.allowed()))
+    }
+
+    fn allowed(&self) -> String {
+        "an address and port, as \"127.0.0.1:9990\" or \"[::1]:9990\", or \"\"".to_owned()
+    }
+
+    fn show(&self, value: &Option<SocketAddr>) -> Option<String> {
+        Some(quoted(&value.map(|a| a.to_string()).unwrap_or_default()))
     }
 }
 

@@ -8,8 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{
-    Daemon, Encap, Flow, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts,
-    Uplink, Workers, Xdp,
+    Daemon, Encap, Flow, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source,
+    Timeouts, Uplink, Workers, Xdp,
 };
 use super::value::Check;
 use super::{Config, Wrong};
@@ -18,6 +18,7 @@ use super::{Config, Wrong};
 pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     (NodeSection::TABLE, NodeSection::KEYS),
     (Daemon::TABLE, Daemon::KEYS),
+    (Http::TABLE, Http::KEYS),
     (Source::TABLE, Source::KEYS),
     (Pods::TABLE, Pods::KEYS),
     (Xdp::TABLE, Xdp::KEYS),
@@ -58,6 +59,7 @@ pub(super) fn read(text: &str) -> Result<Config, Vec<Wrong>> {
     let config = Config {
         node: NodeSection::read(&mut found),
         daemon: Daemon::read(&mut found),
+        http: Http::read(&mut found),
         source: Source::read(&mut found),
         pods: Pods::read(&mut found),
         xdp: Xdp::read(&mut found),

@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use super::keys::{
-    Daemon, Flow, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts, Uplink,
-    Workers, Xdp,
+    Daemon, Flow, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts,
+    Uplink, Workers, Xdp,
 };
 
 /// One key, as the documented file shows it.
@@ -32,6 +32,7 @@ pub fn reference() -> String {
     sections!(
         NodeSection,
         Daemon,
+        Http,
         Source,
         Pods,
         Xdp,

@@ -56,6 +56,8 @@ fn every_key_is_read() {
         state_dir = "/run/fastpath-demo/a"
         data_dir = "/var/lib/fastpath-demo/a"
         log = "debug"
+        [http]
+        listen = "[::1]:9991"
         [source]
         kind = "directory"
         path = "manifests"
@@ -69,6 +71,7 @@ fn every_key_is_read() {
         pin_dir = "/sys/fs/bpf/x"
         [uplink]
         interfaces = ["up-a", "up-b"]
+        cidrs = ["192.0.2.7/24"]
         [overlay]
         encap = "cross-subnet"
         family = "ipv6"
@@ -118,6 +121,7 @@ fn every_key_is_read() {
             data_dir: "/var/lib/fastpath-demo/a".into(),
             log: LogLevel::Debug,
         },
+        http: Http { listen: Some("[::1]:9991".parse().expect("an address")) },
         source: Source { kind: SourceKind::Directory, path: "manifests".into() },
         pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into() },
         xdp: Xdp {
@@ -127,7 +131,7 @@ fn every_key_is_read() {
             stale_after: Duration::from_millis(500),
             pin_dir: "/sys/fs/bpf/x".into(),
         },
-        uplink: Uplink { interfaces: vec!["up-a".into(), "up-b".into()] },
+        uplink: Uplink { interfaces: vec!["up-a".into(), "up-b".into()], cidrs: vec![net("192.0.2.0/24")] },
         overlay: Overlay {
             encap: Encap::CrossSubnet,
             family: Family::Ipv6,
@@ -171,6 +175,7 @@ fn every_key_is_read() {
     assert_eq!(c.socket(), Path::new("/run/fastpath-demo/a/fastpath.sock"));
     assert_eq!(c.node_name().expect("given"), "node-a");
     assert_eq!(Config::parse("").expect("empty"), Config::default());
+    assert_eq!(Config::parse("[http]\nlisten = \"\"").expect("off").http.listen, None);
 }
 
 #[test]
@@ -180,6 +185,10 @@ fn mistakes_name_line_key_and_what_is_allowed() {
             "[overlay]\nencap = \"gre\"",
             &["2: overlay.encap: \"gre\" is not one of \"vxlan\", \"none\", \"cross-subnet\""],
         ),
+        ("[http]\nlisten = \"9990\"", &["2: http.listen: \"9990\" is not an address and port, as"]),
+        ("[http]\nlisten = \"127.0.0.1:0\"", &["http.listen: \"127.0.0.1:0\" is not"]),
+        ("[http]\nlisten = 9990", &["not the integer 9990"]),
+        ("[uplink]\ncidrs = [\"eth0\"]", &["uplink.cidrs: \"eth0\" is not a network"]),
         ("[overlay]\nencap = 3", &["want one of \"vxlan\", \"none\", \"cross-subnet\", not the integer 3"]),
         ("[overlay]\nvni = 16777216", &["2: overlay.vni: 16777216 is not an integer from 1 to 16777215"]),
         ("[overlay]\nvni = -1", &["-1 is not an integer from 1"]),

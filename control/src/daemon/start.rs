@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::heartbeat::Heartbeat;
 use super::view::Asker;
+use super::web::{Server, Web};
 use super::*;
 use crate::api::Instance;
 use crate::attach::AttachConfig;
@@ -41,6 +42,9 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let mut net = watcher.subscribe();
     let mut daemon = start(config, updates.borrow_and_update().clone(), net.borrow_and_update().clone())?;
     let (asker, mut requests) = Asker::new();
+    let (web, mut web_questions) = Web::new();
+    daemon.web = daemon.config.http.listen.map(|addr| Server::new(addr, web));
+    daemon.start_web();
     let listener = tokio::net::UnixListener::from_std(instance.listen()?)?;
     let api = tokio::spawn(crate::api::serve(listener, Arc::new(asker)));
     daemon.learn(Arc::clone(&daemon.source));
@@ -60,8 +64,12 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = tick.tick() => dirty = daemon.tick(),
+            _ = tick.tick() => {
+                dirty = daemon.tick();
+                daemon.refresh_health_ports();
+            }
             _ = retry.tick() => {
+                daemon.start_web();
                 dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty();
                 dirty |= daemon.reload_endpoints();
             }
@@ -86,6 +94,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 }
             }
             () = tokio::time::sleep(look_again.unwrap_or_default()), if look_again.is_some() => daemon.cni_answer(),
+            Some(question) = web_questions.recv() => daemon.answer_web(question),
             () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                 due = None;
                 daemon.sync();
@@ -160,6 +169,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         update,
         net,
         snapshot: Arc::new(Snapshot::default()),
+        published: None,
         synced: None,
         remembered: BTreeMap::new(),
         asked: super::asked::Asked::default(),
@@ -167,6 +177,8 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         attach_problems: Vec::new(),
         compile_problems: Vec::new(),
         kernel_problems: Vec::new(),
+        health_ports: super::health_ports::HealthPorts::default(),
+        web: None,
         explainer: std::cell::RefCell::default(),
     })
 }

@@ -93,6 +93,7 @@ impl Daemon {
     fn status(&self) -> Status {
         let engine = &self.attacher.engine;
         let mut degraded: Vec<String> = self.start_problems.clone();
+        degraded.extend(self.web.as_ref().and_then(|w| w.problem.clone()));
         degraded.extend(self.attach_problems.iter().cloned());
         degraded.extend(self.endpoints.problems().iter().cloned());
         degraded.extend(self.compile_problems.iter().cloned());
@@ -387,7 +388,7 @@ impl Daemon {
     }
 
     /// Numbers of the workers that do not pass their loop.
-    fn stalled(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn stalled(&self) -> impl Iterator<Item = usize> {
         let ages = self.attacher.engine.beat_ages();
         ages.into_iter().enumerate().filter(|(_, age)| *age >= super::WORKER_STALLED).map(|(w, _)| w)
     }
@@ -418,7 +419,7 @@ fn internal(e: impl std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::Internal, e.to_string())
 }
 
-fn role(role: PortRole) -> &'static str {
+pub(super) fn role(role: PortRole) -> &'static str {
     match role {
         PortRole::Pod => "pod",
         PortRole::Uplink => "uplink",

@@ -111,6 +111,12 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNet>,
+    /// IPv4 address of its VTEP, if an annotation names another than its InternalIP.
+    pub vtep_v4: Option<IpAddr>,
+    /// IPv6 address of its VTEP, if an annotation names another than its InternalIP.
+    pub vtep_v6: Option<IpAddr>,
+    /// Addresses that it has inside the overlay, by annotations: its processes speak to pods from them.
+    pub tunnel_addresses: Vec<IpAddr>,
     /// MAC address of its VTEP for IPv4 outer headers, if an annotation names one.
     pub vtep_mac_v4: Option<Mac>,
     /// MAC address of its VTEP for IPv6 outer headers, if an annotation names one.

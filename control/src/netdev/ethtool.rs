@@ -136,19 +136,7 @@ impl Ethtool {
     /// [`Error::Socket`]; [`Error::Kernel`] when the kernel has no ethtool family (before Linux 5.6).
     pub fn open() -> Result<Self, Error> {
         let mut netlink = Netlink::generic()?;
-        let mut request = Request::new(GENL_ID_CTRL, NLM_F_ACK, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
-        request.attr(CTRL_ATTR_FAMILY_NAME, b"ethtool\0");
-        let mut family = None;
-        let what = || "find the kernel's netlink family 'ethtool' (Linux 5.6 or later has it)".to_owned();
-        netlink.call(what, request, |m| {
-            let id = attrs_after(m.payload, GENL_HEADER).find(|a| a.kind == CTRL_ATTR_FAMILY_ID);
-            family = id.and_then(Attr::u16).or(family);
-        })?;
-        let family = family.ok_or_else(|| Error::Kernel {
-            what: what(),
-            source: std::io::ErrorKind::NotFound.into(),
-            detail: String::new(),
-        })?;
+        let family = family(&mut netlink, "ethtool", "5.6")?;
         Ok(Self { netlink, family })
     }
 
@@ -270,6 +258,25 @@ impl Ethtool {
         });
         request
     }
+}
+
+/// The number of a generic netlink family, which kernels have since the given version.
+pub(super) fn family(netlink: &mut Netlink, name: &str, since: &str) -> Result<u16, Error> {
+    let mut request = Request::new(GENL_ID_CTRL, NLM_F_ACK, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
+    let mut zero_terminated = name.as_bytes().to_vec();
+    zero_terminated.push(0);
+    request.attr(CTRL_ATTR_FAMILY_NAME, &zero_terminated);
+    let mut family = None;
+    let what = || format!("find the kernel's netlink family '{name}' (Linux {since} or later has it)");
+    netlink.call(what, request, |m| {
+        let id = attrs_after(m.payload, GENL_HEADER).find(|a| a.kind == CTRL_ATTR_FAMILY_ID);
+        family = id.and_then(Attr::u16).or(family);
+    })?;
+    family.ok_or_else(|| Error::Kernel {
+        what: what(),
+        source: std::io::ErrorKind::NotFound.into(),
+        detail: String::new(),
+    })
 }
 
 /// Names of the bits that are set in a bit set in its verbose form.

@@ -9,6 +9,8 @@
 //! | [`peer`] | the pod's end of a veth, seen from the host's |
 //! | [`uplink`] | which devices lead to other nodes |
 //! | [`ethtool`] | queues and offloads of a device |
+//! | [`features`] | what a driver can do for XDP |
+//! | [`nft`] | whose packet filter rules there are |
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
 //! | [`reserved`] | [`ReservedPorts`]: keeps ports from the kernel |
 //! | [`veth`] | a pod's veth: made, its pod's end set up, looked at again |
@@ -24,8 +26,10 @@ use std::path::PathBuf;
 
 mod decode;
 pub mod ethtool;
+pub mod features;
 pub mod neighbor;
 pub mod netns;
+pub mod nft;
 pub mod peer;
 pub mod prepare;
 pub mod reserved;

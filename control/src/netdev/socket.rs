@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -47,6 +47,11 @@ impl Netlink {
     /// Opens a socket for generic netlink (`NETLINK_GENERIC`), which ethtool speaks.
     pub(super) fn generic() -> Result<Self, Error> {
         Self::open(NETLINK_GENERIC)
+    }
+
+    /// Opens a socket for the packet filter (`NETLINK_NETFILTER`).
+    pub(super) fn netfilter() -> Result<Self, Error> {
+        Self::open(NETLINK_NETFILTER)
     }
 
     fn open(protocol: isize) -> Result<Self, Error> {

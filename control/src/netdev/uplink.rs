@@ -1,7 +1,9 @@
 //! Which devices lead to other nodes.
 #![forbid(unsafe_code)]
 
-use super::view::{Link, LinkKind, NetView};
+use ipnet::IpNet;
+
+use super::view::{AddressState, Link, LinkKind, NetView};
 
 /// A device that leads to other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub struct Uplink {
 pub enum ChosenBy {
     /// Named in `uplink.interfaces`.
     Name,
+    /// It has an address in a network of `uplink.cidrs`.
+    Cidr,
     /// A default route leaves by it.
     DefaultRoute,
 }
@@ -31,6 +35,12 @@ pub enum UplinkError {
         name: String,
         /// The names there are, in a list.
         present: String,
+    },
+    /// No device has an address in a network.
+    #[error("no uplink by uplink.cidrs: no device has an address in {cidr}")]
+    NoAddressIn {
+        /// The network.
+        cidr: IpNet,
     },
     /// Nothing named, and no default route.
     #[error("no uplink: uplink.interfaces is empty and there is no default route: name the device there")]
@@ -73,14 +83,15 @@ pub enum UplinkError {
     },
 }
 
-/// The uplinks: the devices of these names, or without names those of the default routes; and what is wrong with those
-/// that cannot be one.
+/// The uplinks: the devices of these names and those with an address in one of these networks, or without both those of
+/// the default routes; and what is wrong with those that cannot be one.
 ///
-/// `max_mtu` is the longest IP packet a frame holds, in bytes. The order is that of `names`, duplicates once.
+/// `max_mtu` is the longest IP packet a frame holds, in bytes. The order is that of `names`, then `cidrs`; duplicates once.
 #[must_use]
 pub fn select_uplinks<S: AsRef<str>>(
     view: &NetView,
     names: &[S],
+    cidrs: &[IpNet],
     max_mtu: u32,
 ) -> (Vec<Uplink>, Vec<UplinkError>) {
     let mut uplinks: Vec<Uplink> = Vec::new();
@@ -97,7 +108,14 @@ pub fn select_uplinks<S: AsRef<str>>(
         let missing = || UplinkError::NotFound { name: name.to_owned(), present: present(view) };
         add(view.link_by_name(name).ok_or_else(missing), ChosenBy::Name);
     }
-    if names.is_empty() {
+    for cidr in cidrs {
+        let mut found = with_address_in(view, cidr).peekable();
+        if found.peek().is_none() {
+            add(Err(UplinkError::NoAddressIn { cidr: *cidr }), ChosenBy::Cidr);
+        }
+        found.for_each(|link| add(Ok(link), ChosenBy::Cidr));
+    }
+    if names.is_empty() && cidrs.is_empty() {
         for link in view.default_route_devices().iter().filter_map(|index| view.links.get(index)) {
             add(Ok(link), ChosenBy::DefaultRoute);
         }
@@ -114,11 +132,29 @@ impl UplinkError {
     #[must_use]
     pub fn keeps(&self, device: &str) -> bool {
         match self {
-            Self::NoDefaultRoute => true,
+            // An address may be away for a moment, and which device had it is not known any more.
+            Self::NoDefaultRoute | Self::NoAddressIn { .. } => true,
             Self::Down { name } | Self::Mtu { name, .. } => name == device,
             Self::NotFound { .. } | Self::Kind { .. } | Self::Enslaved { .. } => false,
         }
     }
+}
+
+/// The devices that have an address in a network, by index. Loopback and dummy devices hold addresses that are nobody's
+/// way out.
+fn with_address_in<'v>(view: &'v NetView, cidr: &'v IpNet) -> impl Iterator<Item = &'v Link> {
+    let holds = |index: u32| {
+        let usable = view.addresses_of(index).filter(|a| a.state != AddressState::Duplicate);
+        usable.map(|a| a.net.addr()).any(|addr| cidr.contains(&addr))
+    };
+    view.links.values().filter(move |link| {
+        let way_out = match &link.kind {
+            LinkKind::Loopback => false,
+            LinkKind::Other(kind) => kind != "dummy",
+            _ => true,
+        };
+        way_out && holds(link.index)
+    })
 }
 
 fn present(view: &NetView) -> String {
@@ -139,6 +175,10 @@ fn check(view: &NetView, link: &Link, max_mtu: u32) -> Result<(), UplinkError> {
         }
         LinkKind::Bridge => Some("its ports see the packets first; name the port, taken out of the bridge"),
         LinkKind::Vxlan => Some("the tunnel is the dataplane's own work; name the device below it"),
+        LinkKind::Other(kind) if kind == "wireguard" => Some(
+            "it carries IP packets without Ethernet, which AF_XDP cannot take; name the device below it \
+             (pods' packets then cross it outside WireGuard)",
+        ),
         LinkKind::Device | LinkKind::Veth | LinkKind::Other(_) => {
             link.mac.is_none().then_some("it has no Ethernet address; only Ethernet devices can be uplinks")
         }

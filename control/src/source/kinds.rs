@@ -4,7 +4,7 @@
 //! with its map in the model.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -133,6 +133,16 @@ const CALICO_MAC_V6: &str = "projectcalico.org/VXLANTunnelMACAddrV6";
 const FLANNEL_V4: &str = "flannel.alpha.coreos.com/backend-data";
 const FLANNEL_V6: &str = "flannel.alpha.coreos.com/backend-v6-data";
 
+/// Address of a node's VTEP, as Calico writes it (a CIDR) and as flannel does (`-overwrite` is the administrator's).
+const CALICO_ADDRESS: [&str; 2] = ["projectcalico.org/IPv4Address", "projectcalico.org/IPv6Address"];
+const FLANNEL_ADDRESS: [[&str; 2]; 2] = [
+    ["flannel.alpha.coreos.com/public-ip-overwrite", "flannel.alpha.coreos.com/public-ip"],
+    ["flannel.alpha.coreos.com/public-ipv6-overwrite", "flannel.alpha.coreos.com/public-ipv6"],
+];
+/// Addresses of Calico's VXLAN devices: what the node's own processes speak to pods of other nodes from.
+const CALICO_TUNNEL: [&str; 2] =
+    ["projectcalico.org/IPv4VXLANTunnelAddr", "projectcalico.org/IPv6VXLANTunnelAddr"];
+
 const ADDRESS: &str = "an IPv4 or IPv6 address";
 
 fn node(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
@@ -158,6 +168,8 @@ fn node(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> 
         None => pod_cidrs.extend(spec.pod_cidr.and_then(|text| cidr(&mut faults, "spec.podCIDR", &text))),
     }
     let annotations = object.metadata.annotations.unwrap_or_default();
+    let [vtep_v4, vtep_v6] = [true, false].map(|ipv4| vtep_address(&mut faults, &annotations, ipv4));
+    let tunnel_addresses = tunnel_addresses(&mut faults, &annotations, &pod_cidrs);
     let text = |key: &str| annotations.get(key).map(String::as_str).filter(|t| !t.is_empty());
     let ours = text(VTEP_MAC).and_then(|t| mac(&mut faults, VTEP_MAC, t));
     let mut vtep = |calico: &str, flannel: &str| {
@@ -169,8 +181,74 @@ fn node(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> 
     let (vtep_mac_v4, vtep_mac_v6) = (vtep(CALICO_MAC_V4, FLANNEL_V4), vtep(CALICO_MAC_V6, FLANNEL_V6));
     let labels = object.metadata.labels.unwrap_or_default();
     let origin = doc.origin();
-    let node = Node { name, labels, addresses, pod_cidrs, vtep_mac_v4, vtep_mac_v6, origin };
+    let node = Node {
+        name,
+        labels,
+        addresses,
+        pod_cidrs,
+        vtep_v4,
+        vtep_v6,
+        tunnel_addresses,
+        vtep_mac_v4,
+        vtep_mac_v6,
+        origin,
+    };
     faults.finish(Object::Node(Arc::new(node)))
+}
+
+/// The address of a node's VTEP that an annotation names, Calico's before flannel's. Each is checked also when another
+/// wins: a wrong one is never silent.
+fn vtep_address(
+    faults: &mut Faults<'_>,
+    annotations: &BTreeMap<String, String>,
+    ipv4: bool,
+) -> Option<IpAddr> {
+    let index = usize::from(!ipv4);
+    let calico = CALICO_ADDRESS.get(index).copied();
+    let mut named = None;
+    for key in calico.into_iter().chain(FLANNEL_ADDRESS.get(index).copied().into_iter().flatten()) {
+        let Some(text) = annotations.get(key).filter(|t| !t.is_empty()) else { continue };
+        // Calico's has the length of the node's subnet behind it.
+        let address =
+            if Some(key) == calico { text.split_once('/').map_or(&**text, |(a, _)| a) } else { text };
+        let found = family_address(faults, key, address, ipv4);
+        named = named.or(found);
+    }
+    named
+}
+
+/// The addresses that a node has inside the overlay: those of Calico's VXLAN devices, and of flannel's, which has the first
+/// address of the node's subnet.
+fn tunnel_addresses(
+    faults: &mut Faults<'_>,
+    annotations: &BTreeMap<String, String>,
+    pod_cidrs: &[ipnet::IpNet],
+) -> Vec<IpAddr> {
+    let mut out = Vec::new();
+    for (key, ipv4) in CALICO_TUNNEL.into_iter().zip([true, false]) {
+        if let Some(text) = annotations.get(key).filter(|t| !t.is_empty()) {
+            out.extend(family_address(faults, key, text, ipv4));
+        }
+    }
+    for (key, ipv4) in [(FLANNEL_V4, true), (FLANNEL_V6, false)] {
+        // Backends without a device of their own write "null".
+        if annotations.get(key).is_some_and(|t| !t.is_empty() && t != "null") {
+            let own = pod_cidrs.iter().filter(|net| net.addr().is_ipv4() == ipv4);
+            out.extend(own.map(ipnet::IpNet::network).find(|a| !out.contains(a)));
+        }
+    }
+    out
+}
+
+/// The address of an annotation, which is to be of a family.
+fn family_address(faults: &mut Faults<'_>, key: &str, text: &str, ipv4: bool) -> Option<IpAddr> {
+    let found = unicast(faults, &annotation(key), text)?;
+    if found.is_ipv4() != ipv4 {
+        let family = if ipv4 { "IPv4" } else { "IPv6" };
+        faults.add(&annotation(key), format_args!("{text} is not an {family} address"));
+        return None;
+    }
+    Some(found)
 }
 
 fn namespace(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {

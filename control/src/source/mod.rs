@@ -78,6 +78,15 @@ impl fmt::Display for Problem {
     }
 }
 
+/// The documents of a YAML text, whatever they are.
+///
+/// # Errors
+/// `line N: what is wrong` of the first that cannot be read.
+pub fn documents(text: &str) -> Result<Vec<serde_json::Value>, String> {
+    let all = yaml::documents(text).into_iter();
+    all.map(|d| d.map(|d| d.value).map_err(|e| format!("line {}: {}", e.line, e.reason))).collect()
+}
+
 /// What a source says at one moment.
 #[derive(Clone, Debug)]
 pub struct Update {

@@ -24,6 +24,7 @@
 //! | `nat` | SNAT, ICMP errors and path MTU through translation, fragments |
 //! | `mistakes` | what other dataplanes got wrong |
 //! | `cni` | the CNI plugin, as a runtime calls it |
+//! | `operation` | health, metrics, health checks of services, uplinks by network, capabilities, doctor |
 //! | `flood` | a SYN flood beside what is established |
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
@@ -40,8 +41,11 @@ mod harness;
 mod interop;
 mod lifecycle;
 mod manifests;
+#[path = "../../src/metrics/checker.rs"]
+mod metrics_checker;
 mod mistakes;
 mod nat;
+mod operation;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod pinhole;

@@ -114,10 +114,10 @@ fn the_view_is_what_ip_shows() {
         assert_eq!(v.mac_of(up0.index, ip("10.0.0.2")).unwrap().to_string(), "02:00:00:00:00:02");
         assert_eq!(v.neighbors[&(up0.index, ip("10.0.0.2"))].state, NudState::Permanent);
         assert_eq!(v.mac_of(up0.index, ip("10.0.0.3")), None);
-        assert!(matches!(select_uplinks(&v, &["br0"], 1500).1[..], [UplinkError::Kind { .. }]));
-        assert!(matches!(select_uplinks(&v, &["port0"], 1500).1[..], [UplinkError::Enslaved { .. }]));
-        assert!(matches!(select_uplinks(&v, &["up0"], 1499).1[..], [UplinkError::Mtu { .. }]));
-        assert_eq!(select_uplinks(&v, &["up0"], 1500).0[0].link, *up0);
+        assert!(matches!(select_uplinks(&v, &["br0"], &[], 1500).1[..], [UplinkError::Kind { .. }]));
+        assert!(matches!(select_uplinks(&v, &["port0"], &[], 1500).1[..], [UplinkError::Enslaved { .. }]));
+        assert!(matches!(select_uplinks(&v, &["up0"], &[], 1499).1[..], [UplinkError::Mtu { .. }]));
+        assert_eq!(select_uplinks(&v, &["up0"], &[], 1500).0[0].link, *up0);
     });
 }
 

@@ -225,7 +225,11 @@ fn install(
     match cx.flows.insert(&new, cx.now) {
         Inserted::New(_, evicted) => {
             cx.stats.flows_installed.add(1);
-            cx.stats.flows_evicted.add(evicted.iter().flatten().count() as u64);
+            for class in evicted.into_iter().flatten() {
+                if let Some(counter) = cx.stats.flows_evicted.get(class as usize) {
+                    counter.add(1);
+                }
+            }
             count_flow(cx.rules, setup.rules);
             Installed::Yes
         }

@@ -1,11 +1,13 @@
 //! One thing at a time.
 
+use std::sync::Arc;
+
 use fastpath::packet::{Ip, NO_INDEX, PortId};
 use fastpath::snapshot::{PortRole, Route};
 use fastpath::tables::Prefix;
 
 use super::world::{ETH0, UPLINK, World, first, ip, mac, net, way};
-use crate::compile::vtep_mac;
+use crate::compile::{Compiled, vtep_mac};
 use crate::config::Encap;
 use crate::netdev::NudState;
 use crate::netdev::route::{RouteKind, Selector, TABLE_DEFAULT};
@@ -46,6 +48,45 @@ fn vxlan_reaches_every_node_by_tunnel() {
         );
         assert!(problems.is_empty(), "{problems:?}");
     }
+}
+
+#[test]
+fn annotations_lead_tunnels_and_name_addresses_inside() {
+    let mut world = World::new(Encap::Vxlan, false);
+    let b = world.neighbor_node();
+    b.vtep_v4 = Some(ip("192.168.77.102"));
+    b.tunnel_addresses = vec![ip("10.99.2.64"), ip("10.77.2.0")];
+    // What others send to is no address of ours: it is translated on its way.
+    world
+        .model
+        .nodes
+        .entry("a".to_owned())
+        .and_modify(|a| Arc::make_mut(a).vtep_v4 = Some(ip("203.0.113.1")));
+    let Compiled { snapshot, problems, .. } = world.compile();
+    assert_eq!(problems, [""; 0]);
+    let tunnel = &snapshot.tunnels[0];
+    assert_eq!((tunnel.local, tunnel.remote), (ip("192.168.77.1").into(), ip("192.168.77.102").into()));
+    assert_eq!(tunnel.dst_mac, vtep_mac(ip("192.168.77.102")));
+    assert_eq!(snapshot.vteps, [(tunnel.remote, 0)].into_iter().collect());
+    assert_eq!(snapshot.node.vteps, [Ip::from(ip("192.168.77.1"))]);
+    for address in ["10.99.2.64", "10.77.2.0"] {
+        let address = Ip::from(ip(address));
+        assert_eq!(snapshot.routes.lookup(address), Some(&Route::Tunnel(0)));
+        assert_eq!(snapshot.node_tunnels.get(&address), Some(&0));
+    }
+    // An address that is ours is taken.
+    world.model.nodes.entry("a".to_owned()).and_modify(|a| {
+        let a = Arc::make_mut(a);
+        a.addresses.push(ip("192.168.77.101"));
+        a.vtep_v4 = Some(ip("192.168.77.101"));
+    });
+    let snapshot = world.compile().snapshot;
+    assert_eq!(snapshot.tunnels[0].local, ip("192.168.77.101").into());
+    assert_eq!(snapshot.node.vteps, [Ip::from(ip("192.168.77.101"))]);
+    // Without encapsulation nothing leads there.
+    world.overlay.encap = Encap::None;
+    let snapshot = world.compile().snapshot;
+    assert_ne!(snapshot.routes.lookup(ip("10.99.2.64").into()), Some(&Route::Tunnel(0)));
 }
 
 #[test]

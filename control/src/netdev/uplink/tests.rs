@@ -4,6 +4,7 @@ use fastpath::packet::Mac;
 use proptest::prelude::*;
 
 use super::super::route::{Hop, Route, RouteKind, Selector, TABLE_MAIN};
+use super::super::view::{Address, Scope};
 use super::*;
 
 fn link(index: u32, name: &str, kind: LinkKind) -> Link {
@@ -49,7 +50,7 @@ fn view(links: &[Link], routes: &[Route]) -> NetView {
 
 /// The uplinks, where nothing is wrong.
 fn chosen(view: &NetView, names: &[&str]) -> Vec<Uplink> {
-    let (uplinks, errors) = select_uplinks(view, names, 1500);
+    let (uplinks, errors) = select_uplinks(view, names, &[], 1500);
     assert_eq!(errors, []);
     uplinks
 }
@@ -85,6 +86,62 @@ fn without_names_the_best_default_routes_devices() {
     assert_eq!(names(&chosen(&v, &[])), ["eth5"]);
 }
 
+fn with_addresses(mut view: NetView, addresses: &[(u32, &str)]) -> NetView {
+    view.addresses = addresses
+        .iter()
+        .map(|(link, net)| Address {
+            link: *link,
+            net: net.parse().unwrap(),
+            peer: None,
+            scope: Scope::Global,
+            state: AddressState::Usable,
+            permanent: true,
+        })
+        .collect();
+    view
+}
+
+#[test]
+fn by_network_beside_names() {
+    let links = [
+        link(1, "lo", LinkKind::Loopback),
+        link(2, "eth0", LinkKind::Device),
+        link(3, "eth1", LinkKind::Device),
+        link(4, "eth2", LinkKind::Device),
+        link(5, "dummy0", LinkKind::Other("dummy".to_owned())),
+        link(6, "br0", LinkKind::Bridge),
+    ];
+    let v = with_addresses(
+        view(&links, &[default_route(false, &[4], 0)]),
+        &[
+            (1, "192.0.2.250/32"),
+            (2, "192.0.2.1/24"),
+            (2, "2001:db8::1/64"),
+            (3, "192.0.2.130/25"),
+            (4, "198.51.100.1/24"),
+            (5, "192.0.2.251/32"),
+            (6, "10.0.0.1/8"),
+        ],
+    );
+    let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<IpNet>>();
+    let by = |given: &[&str], cidrs: &[&str]| {
+        let (up, errors) = select_uplinks(&v, given, &nets(cidrs), 1500);
+        (names(&up).join(" "), errors.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(by(&[], &["192.0.2.0/24"]), ("eth0 eth1".to_owned(), vec![]));
+    assert_eq!(by(&[], &["2001:db8::/32", "192.0.2.128/25"]), ("eth0 eth1".to_owned(), vec![]));
+    assert_eq!(by(&["eth2", "eth0"], &["192.0.2.0/24"]), ("eth2 eth0 eth1".to_owned(), vec![]));
+    let (up, errors) = by(&[], &["203.0.113.0/24", "192.0.2.0/25"]);
+    assert_eq!((&*up, errors.len()), ("eth0", 1));
+    assert!(errors[0].contains("no device has an address in 203.0.113.0/24"), "{errors:?}");
+    // What has the address but cannot be one is told, not passed over.
+    let (up, errors) = by(&[], &["10.0.0.0/8"]);
+    assert!(up.is_empty() && errors[0].starts_with("uplink 'br0' is a bridge"), "{errors:?}");
+    let (up, _) = select_uplinks::<&str>(&v, &[], &nets(&["192.0.2.0/25"]), 1500);
+    assert_eq!(up[0].by, ChosenBy::Cidr);
+    assert!(UplinkError::NoAddressIn { cidr: nets(&["10.0.0.0/8"])[0] }.keeps("eth0"));
+}
+
 #[test]
 fn refusals_name_the_device_and_what_to_do() {
     let mut down = link(10, "down0", LinkKind::Device);
@@ -109,10 +166,11 @@ fn refusals_name_the_device_and_what_to_do() {
             link(16, "eth0.5", LinkKind::Vlan(5)),
             link(17, "vxlan0", LinkKind::Vxlan),
             link(18, "team0", LinkKind::Team),
+            Link { mac: None, ..link(19, "wg0", LinkKind::Other("wireguard".to_owned())) },
         ],
         &[],
     );
-    let message = |name: &str| match &select_uplinks(&v, &[name], 1500) {
+    let message = |name: &str| match &select_uplinks(&v, &[name], &[], 1500) {
         (uplinks, errors) if uplinks.is_empty() && errors.len() == 1 => errors[0].to_string(),
         other => panic!("{name}: {other:?}"),
     };
@@ -127,12 +185,13 @@ fn refusals_name_the_device_and_what_to_do() {
         ("eth0.5", "'eth0.5' is a vlan 5"),
         ("vxlan0", "'vxlan0' is a vxlan"),
         ("team0", "'team0' is a team"),
+        ("wg0", "'wg0' is a wireguard: it carries IP packets without Ethernet"),
         ("nosuch", "there are down0, port0, bond0"),
     ] {
         assert!(message(name).contains(part), "{name}: {}", message(name));
     }
-    assert_eq!(select_uplinks::<&str>(&v, &[], 1500), (vec![], vec![UplinkError::NoDefaultRoute]));
-    let (_, nothing) = select_uplinks(&NetView::default(), &["eth0"], 1500);
+    assert_eq!(select_uplinks::<&str>(&v, &[], &[], 1500), (vec![], vec![UplinkError::NoDefaultRoute]));
+    let (_, nothing) = select_uplinks(&NetView::default(), &["eth0"], &[], 1500);
     assert!(nothing[0].to_string().contains("there are none"), "{nothing:?}");
 }
 
@@ -142,13 +201,13 @@ fn one_bad_uplink_does_not_cost_the_others() {
     down.up = false;
     let links = [link(2, "eth0", LinkKind::Device), down, link(4, "eth2", LinkKind::Device)];
     let v = view(&links, &[default_route(false, &[3, 4], 0)]);
-    let (up, errors) = select_uplinks(&v, &["eth0", "eth1", "nosuch", "eth1", "eth2"], 1500);
+    let (up, errors) = select_uplinks(&v, &["eth0", "eth1", "nosuch", "eth1", "eth2"], &[], 1500);
     assert_eq!(names(&up), ["eth0", "eth2"]);
     assert!(
         matches!(&errors[..], [UplinkError::Down { .. }, UplinkError::NotFound { .. }]),
         "each once: {errors:?}"
     );
-    let (up, errors) = select_uplinks::<&str>(&v, &[], 1500);
+    let (up, errors) = select_uplinks::<&str>(&v, &[], &[], 1500);
     assert_eq!(names(&up), ["eth2"]);
     assert_eq!(errors, [UplinkError::Down { name: "eth1".to_owned() }]);
 }
@@ -184,7 +243,7 @@ proptest! {
         for l in &links {
             let ok = matches!(l.kind, LinkKind::Device | LinkKind::Veth | LinkKind::Other(_))
                 && l.up && l.master.is_none() && l.mtu <= max;
-            let (uplinks, errors) = select_uplinks(&v, &[&l.name], max);
+            let (uplinks, errors) = select_uplinks(&v, &[&l.name], &[], max);
             prop_assert_eq!((uplinks.len(), errors.len()), (usize::from(ok), usize::from(!ok)));
         }
     }

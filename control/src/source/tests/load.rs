@@ -419,3 +419,48 @@ fn files_that_are_none_of_ours() {
     let missing = load_dir(&dir.path().join("none")).expect_err("missing").to_string();
     assert!(missing.contains("none: cannot be read: No such file"), "{missing}");
 }
+
+#[test]
+fn annotations_of_other_network_plugins() {
+    let node = |annotations: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: n\n  annotations:\n{annotations}spec:\n  podCIDRs: \
+             [10.1.0.0/24, \"fd00:1::/64\"]\n"
+        )
+    };
+    let calico = "    projectcalico.org/IPv4Address: 192.0.2.1/24
+    projectcalico.org/IPv6Address: '2001:db8::1/64'
+    projectcalico.org/IPv4VXLANTunnelAddr: 10.9.0.1
+    projectcalico.org/IPv6VXLANTunnelAddr: 'fd00:9::1'
+    flannel.alpha.coreos.com/public-ip: 192.0.2.9
+";
+    let flannel = "    flannel.alpha.coreos.com/public-ip: 192.0.2.2
+    flannel.alpha.coreos.com/public-ip-overwrite: 192.0.2.3
+    flannel.alpha.coreos.com/public-ipv6: '2001:db8::2'
+    flannel.alpha.coreos.com/backend-data: '{\"VNI\":1,\"VtepMAC\":\"66:00:00:00:00:01\"}'
+    flannel.alpha.coreos.com/backend-v6-data: 'null'
+";
+    for (annotations, v4, v6, inside) in [
+        (calico, "192.0.2.1", "2001:db8::1", &["10.9.0.1", "fd00:9::1"][..]),
+        (flannel, "192.0.2.3", "2001:db8::2", &["10.1.0.0"][..]),
+    ] {
+        let update = load(&[("n.yaml", &node(annotations))]);
+        assert_eq!(problems(&update), Vec::<String>::new());
+        let n = &update.model.nodes["n"];
+        assert_eq!([n.vtep_v4, n.vtep_v6].map(Option::unwrap).to_vec(), ips(&[v4, v6]));
+        assert_eq!(n.tunnel_addresses, ips(inside));
+    }
+    for (key, value) in [
+        ("projectcalico.org/IPv4Address", "2001:db8::1"),
+        ("projectcalico.org/IPv4Address", "eth0"),
+        ("projectcalico.org/IPv6VXLANTunnelAddr", "10.0.0.1"),
+        ("flannel.alpha.coreos.com/public-ip-overwrite", "127.0.0.1"),
+    ] {
+        let update = load(&[("n.yaml", &node(&format!("    {key}: '{value}'\n")))]);
+        let problems = problems(&update);
+        assert!(
+            problems.len() == 1 && problems[0].contains(key) && problems[0].contains("n.yaml:6"),
+            "{problems:?}"
+        );
+    }
+}

@@ -24,14 +24,17 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts it; the log is appended to `log`.
-    pub(crate) fn spawn(ns: &NetNs, config: &Path, log: &Path) -> Self {
+    pub(crate) fn spawn(ns: &NetNs, config: &Path, log: &Path, capabilities: Option<&[&str]>) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("open the log");
         let errors = out.try_clone().expect("two handles of the log");
         // When the test process is killed, its daemons go with it.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "nsenter"])
-            .arg(format!("--net={}", ns.path().display()))
-            .arg("--")
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", ns.path().display())).args(["--", "setpriv", "--pdeathsig", "KILL"]);
+        if let Some(names) = capabilities {
+            let bounded: String = names.iter().map(|name| format!(",+{name}")).collect();
+            command.args(["--bounding-set", &format!("-all{bounded}")]);
+        }
+        let child = command
             .args([BINARY, "run", "--config"])
             .arg(config)
             .stdin(Stdio::null())

@@ -193,7 +193,10 @@ impl Lab {
         node.write_config(&self.spec, self.manifests.dir());
         self.manifests.write(&format!("node-{}.yaml", node.spec.name), &manifest::node(&self.spec, number));
         match node.spec.kind {
-            Kind::Kernel => kernel::join(&self.spec, number, &node.ns),
+            Kind::Kernel => match self.spec.overlay {
+                Some(overlay) => overlay.join(&self.spec, number, &node.ns),
+                None => kernel::join(&self.spec, number, &node.ns),
+            },
             Kind::Fastpath => self.native_routes(&node),
         }
         if self.spec.encap == Encap::None {

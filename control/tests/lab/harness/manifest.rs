@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::spec::{Family, LabSpec, mac_text, pod_cidr, underlay, vtep_mac};
+use super::spec::{Family, Kind, LabSpec, mac_text, pod_cidr, underlay, vtep_mac};
 
 /// The folder and what is written to it.
 #[derive(Debug)]
@@ -73,7 +73,9 @@ pub(crate) fn node(lab: &LabSpec, number: u16) -> String {
         .iter()
         .map(|&f| format!("  - type: InternalIP\n    address: \"{}\"\n", underlay(spec.subnet, number, f)))
         .collect();
-    let annotations = if lab.announce_vtep_macs {
+    let annotations = if let Some(overlay) = lab.overlay {
+        format!("  annotations:\n{}", overlay.annotations(lab, number, spec.kind == Kind::Kernel))
+    } else if lab.announce_vtep_macs {
         format!(
             "  annotations:
     projectcalico.org/VXLANTunnelMACAddr: \"{}\"

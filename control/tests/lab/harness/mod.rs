@@ -9,5 +9,6 @@ pub(crate) mod manifest;
 pub(crate) mod node;
 pub(crate) mod ns;
 pub(crate) mod object;
+pub(crate) mod overlay;
 pub(crate) mod pod;
 pub(crate) mod spec;

@@ -27,6 +27,7 @@ pub(crate) struct Node {
     pub(crate) state_dir: PathBuf,
     /// `daemon.data_dir`.
     pub(crate) data_dir: PathBuf,
+    capabilities: Option<&'static [&'static str]>,
     config: PathBuf,
     log: PathBuf,
 }
@@ -47,6 +48,7 @@ impl Node {
             pin_dir: PathBuf::from(format!("/sys/fs/bpf/{prefix}-{}", spec.name)),
             state_dir: dir.join("state"),
             data_dir: dir.join("data"),
+            capabilities: lab.capabilities,
             config: dir.join("fastpath.toml"),
             log: dir.join("daemon.log"),
             spec,
@@ -87,7 +89,7 @@ impl Node {
     /// Starts the daemon. A daemon of before is forgotten.
     pub(crate) fn spawn_daemon(&mut self) -> &mut Daemon {
         assert_eq!(self.spec.kind, Kind::Fastpath, "node {} is one of Linux alone", self.spec.name);
-        self.daemon.insert(Daemon::spawn(&self.ns, &self.config, &self.log))
+        self.daemon.insert(Daemon::spawn(&self.ns, &self.config, &self.log, self.capabilities))
     }
 
     /// How often its daemons have logged that a device was detached.
@@ -98,6 +100,7 @@ impl Node {
     }
 
     fn config_text(&self, lab: &LabSpec, manifests: &Path) -> String {
+        let (vni, port) = lab.overlay.map_or((VNI, 4789), super::overlay::Overlay::vni_and_port);
         let mut text = format!(
             "[node]
 name = \"{name}\"
@@ -106,6 +109,9 @@ name = \"{name}\"
 state_dir = \"{state}\"
 data_dir = \"{data}\"
 log = \"debug\"
+
+[http]
+listen = \"{http}\"
 
 [source]
 kind = \"directory\"
@@ -119,11 +125,13 @@ pin_dir = \"{pins}\"
 
 [uplink]
 interfaces = [{uplinks}]
+cidrs = {cidrs:?}
 
 [overlay]
 encap = \"{encap}\"
 family = \"{family}\"
-vni = {VNI}
+vni = {vni}
+port = {port}
 ",
             name = node_name(self.spec.name),
             state = self.state_dir.display(),
@@ -133,7 +141,13 @@ vni = {VNI}
             on_failure = lab.on_failure,
             stale = lab.stale_after_ms,
             pins = self.pin_dir.display(),
-            uplinks = if lab.uplink_by_route { String::new() } else { format!("\"{UPLINK}\"") },
+            http = lab.http,
+            cidrs = lab.uplink_cidrs,
+            uplinks = if lab.uplink_by_route || !lab.uplink_cidrs.is_empty() {
+                String::new()
+            } else {
+                format!("\"{UPLINK}\"")
+            },
             encap = lab.encap.key(),
             family = lab.outer.key(),
         );

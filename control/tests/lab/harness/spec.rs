@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::overlay::Overlay;
+
 /// Who forwards on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -115,6 +117,14 @@ pub(crate) struct LabSpec {
     pub(crate) uplink_by_route: bool,
     /// `workers.cores`.
     pub(crate) cores: Vec<usize>,
+    /// Nodes of Linux alone are as this network plugin makes them, of the family `outer` alone.
+    pub(crate) overlay: Option<Overlay>,
+    /// `uplink.cidrs`, and then no `uplink.interfaces`.
+    pub(crate) uplink_cidrs: Vec<&'static str>,
+    /// Capabilities of the daemons, as `setpriv` names them; `None` is root's.
+    pub(crate) capabilities: Option<&'static [&'static str]>,
+    /// `http.listen`.
+    pub(crate) http: &'static str,
     /// More of the config file: whole sections.
     pub(crate) more_config: String,
 }
@@ -135,12 +145,19 @@ impl Default for LabSpec {
             stale_after_ms: STALE_AFTER_MS,
             uplink_by_route: false,
             cores: Vec::new(),
+            overlay: None,
+            uplink_cidrs: Vec::new(),
+            capabilities: None,
+            http: HTTP,
             more_config: String::new(),
         }
     }
 }
 
-/// `overlay.vni` of every lab.
+/// `http.listen` by default: each node has a network namespace of its own.
+pub(crate) const HTTP: &str = "127.0.0.1:9990";
+
+/// `overlay.vni` of every lab but those of other plugins.
 pub(crate) const VNI: u32 = 4096;
 
 /// `xdp.stale_after_ms` by default: short, so that tests of a dead daemon need not wait.

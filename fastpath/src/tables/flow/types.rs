@@ -247,6 +247,21 @@ pub enum EvictClass {
     Idle,
 }
 
+impl EvictClass {
+    /// All of them, in order.
+    pub const ALL: [EvictClass; 3] = [Self::Closing, Self::HalfOpen, Self::Idle];
+
+    /// The label in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closing => "closing",
+            Self::HalfOpen => "half_open",
+            Self::Idle => "idle",
+        }
+    }
+}
+
 /// A whole flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pair {

@@ -1,0 +1,58 @@
+//! What `/livez` and `/readyz` say of the running daemon.
+#![forbid(unsafe_code)]
+
+use fastpath::snapshot::PortRole;
+
+use super::Daemon;
+use crate::config::XdpMode;
+use crate::http::health::Check;
+
+impl Daemon {
+    /// Whether the process had better be started again. That this is asked at all shows that the control thread runs.
+    pub(super) fn livez(&self) -> Vec<Check> {
+        vec![Check::new("control", true, String::new), self.workers_pass()]
+    }
+
+    /// Whether this node forwards what it is to forward. What is wrong with single pods or objects is no part of it: the
+    /// others are served all the same (`status` and the metrics tell).
+    pub(super) fn readyz(&self) -> Vec<Check> {
+        let node = self.update.model.nodes.contains_key(&self.node);
+        let engine = &self.attacher.engine;
+        vec![
+            Check::new("node", node, || format!("no Node object {} in the source", self.node)),
+            Check::new("source", self.synced.is_some(), || "not read yet".to_owned()),
+            self.uplink_attached(),
+            Check::new("snapshot", self.snapshot.generation > 0 && engine.acked() > 0, || {
+                let all = engine.workers();
+                let have =
+                    engine.stats().filter(|s| s.acked.load(std::sync::atomic::Ordering::Relaxed) > 0).count();
+                format!("{have} of {all} workers forward by a snapshot")
+            }),
+            self.workers_pass(),
+        ]
+    }
+
+    fn uplink_attached(&self) -> Check {
+        let mut uplinks = self.attacher.attached().filter(|a| a.port.role == PortRole::Uplink).peekable();
+        let problems = || match self.attach_problems.as_slice() {
+            [] => "no uplink attached".to_owned(),
+            problems => format!("no uplink attached: {}", problems.join("; ")),
+        };
+        if uplinks.peek().is_none() {
+            return Check::new("uplink", false, problems);
+        }
+        let requested = self.config.xdp.mode;
+        let other = uplinks.find(|a| requested != XdpMode::Auto && a.mode.as_str() != requested.name());
+        Check::new("uplink", other.is_none(), || {
+            let (device, mode) = other.map_or(("", ""), |a| (&*a.port.name, a.mode.as_str()));
+            format!("{device} has XDP mode {mode}, not {requested}")
+        })
+    }
+
+    fn workers_pass(&self) -> Check {
+        let stalled: Vec<String> = self.stalled().map(|w| w.to_string()).collect();
+        Check::new("workers", stalled.is_empty(), || {
+            format!("not passing their loop: {}", stalled.join(", "))
+        })
+    }
+}
