@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{ApiError, Envelope, ErrorCode, MAX_REQUEST, PROTOCOL, Reply, Request};
 
 /// Most clients at one time: a node that starts has its runtime add a hundred pods at once, each of them waiting.
-pub const MAX_CLIENTS: usize = 256;
+pub const MAX_CLIENTS: usize = 128;
 /// A client that asks nothing is disconnected after this long.
 const IDLE: Duration = Duration::from_secs(60);
 /// A client that does not take its answer is disconnected after this long.

@@ -5,8 +5,10 @@
 //! notice of it.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -219,18 +221,9 @@ impl Store {
     /// # Errors
     /// The folder cannot be read. That it is not there is no error.
     pub fn all(&self) -> Result<(Vec<Record>, Vec<StoreError>), StoreError> {
-        let failed = |source| StoreError::Folder { path: self.folder.clone(), source };
-        let entries = match std::fs::read_dir(&self.folder) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-            entries => entries.map_err(failed)?,
-        };
         let (mut records, mut wrong) = (Vec::new(), Vec::new());
-        for entry in entries {
-            let path = entry.map_err(failed)?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                continue;
-            }
-            match load(&path) {
+        for file in self.files()? {
+            match self.open(&file) {
                 Ok(record) => records.extend(record),
                 Err(e) => wrong.push(e),
             }
@@ -239,11 +232,45 @@ impl Store {
         Ok((records, wrong))
     }
 
-    /// When the folder last changed; `None` while there is none.
-    #[must_use]
-    pub fn changed(&self) -> Option<SystemTime> {
-        std::fs::metadata(&self.folder).and_then(|m| m.modified()).ok()
+    /// The files of the records, as they are now: one that is replaced is another.
+    ///
+    /// # Errors
+    /// The folder cannot be read. That it is not there is no error.
+    pub fn files(&self) -> Result<BTreeSet<RecordFile>, StoreError> {
+        let failed = |source| StoreError::Folder { path: self.folder.clone(), source };
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut files = BTreeSet::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            if path.extension().is_some_and(|e| e == "json")
+                && let Ok(meta) = entry.metadata()
+            {
+                let changed = (meta.mtime(), meta.mtime_nsec());
+                files.insert(RecordFile { path, inode: meta.ino(), changed });
+            }
+        }
+        Ok(files)
     }
+
+    /// Reads one of [`Store::files`]; `None` when it is gone by now.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn open(&self, file: &RecordFile) -> Result<Option<Record>, StoreError> {
+        load(&file.path)
+    }
+}
+
+/// A record's file at one time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordFile {
+    path: PathBuf,
+    inode: u64,
+    changed: (i64, i64),
 }
 
 fn load(path: &Path) -> Result<Option<Record>, StoreError> {

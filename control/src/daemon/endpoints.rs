@@ -5,13 +5,12 @@
 //! older pod of the same name is not taken for the new one.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use crate::cni::record::{Key, Record, Store, boot_id};
+use crate::cni::record::{Key, Record, RecordFile, Store, boot_id};
 use crate::model::{Model, ObjectName, Pod};
 
 /// The records, and the model with them.
@@ -23,14 +22,25 @@ pub(super) struct Endpoints {
     records: BTreeMap<Key, Arc<Record>>,
     /// The pod of each, once the source shows it; of several records for one pod the newest has it.
     pods: BTreeMap<Key, ObjectName>,
-    /// When the folder last changed, as far as it was read.
-    read: Option<SystemTime>,
+    /// What each file held when it was read.
+    read: BTreeMap<RecordFile, Content>,
     /// Records that cannot be read.
     problems: Vec<String>,
     /// The source's model, and what it became.
     overlaid: Option<(Arc<Model>, Arc<Model>)>,
     /// Records have changed since.
     stale: bool,
+}
+
+/// What a file holds.
+#[derive(Debug)]
+enum Content {
+    /// A record that is served.
+    Served(Arc<Record>),
+    /// One that is not, or nothing any more.
+    Nothing,
+    /// Nothing that can be read.
+    Wrong(String),
 }
 
 impl Endpoints {
@@ -41,7 +51,7 @@ impl Endpoints {
             boot: boot_id(),
             records: BTreeMap::new(),
             pods: BTreeMap::new(),
-            read: None,
+            read: BTreeMap::new(),
             problems: Vec::new(),
             overlaid: None,
             stale: false,
@@ -50,27 +60,42 @@ impl Endpoints {
         endpoints
     }
 
-    /// Reads the records again if the folder has changed: what a plugin could not tell the daemon, because it was away or
+    /// Reads the records that are new since the last time: what a plugin could not tell the daemon, because it was away or
     /// slow, shows there. Returns whether anything is other now.
     pub(super) fn reload(&mut self) -> bool {
-        let changed = self.store.changed();
-        if changed == self.read {
-            return false;
-        }
         let before = (self.records.clone(), self.problems.clone());
-        match self.store.all() {
-            Ok((records, wrong)) => {
-                let served = records.into_iter().filter(|r| self.is_served(r));
-                self.records = served.map(|r| (r.key.clone(), Arc::new(r))).collect();
-                self.problems = wrong.iter().map(|e| format!("endpoint record: {e}")).collect();
-                self.read = changed;
-            }
+        match self.store.files() {
+            Ok(files) => self.follow(files),
             // What is known stays in force.
             Err(e) => self.problems = vec![format!("endpoint records: {e}")],
         }
         let differs = before != (self.records.clone(), self.problems.clone());
         self.stale |= differs;
         differs
+    }
+
+    fn follow(&mut self, files: BTreeSet<RecordFile>) {
+        let mut read = BTreeMap::new();
+        for file in files {
+            let content = self.read.remove(&file).unwrap_or_else(|| match self.store.open(&file) {
+                Ok(Some(record)) if self.is_served(&record) => Content::Served(Arc::new(record)),
+                Ok(_) => Content::Nothing,
+                Err(e) => Content::Wrong(format!("endpoint record: {e}")),
+            });
+            read.insert(file, content);
+        }
+        self.read = read;
+        self.problems.clear();
+        self.records.clear();
+        for content in self.read.values() {
+            match content {
+                Content::Served(record) => {
+                    self.records.insert(record.key.clone(), Arc::clone(record));
+                }
+                Content::Nothing => {}
+                Content::Wrong(problem) => self.problems.push(problem.clone()),
+            }
+        }
     }
 
     fn is_served(&self, record: &Record) -> bool {

@@ -132,7 +132,7 @@ fn a_large_range_is_used_again_before_the_list_grows() {
         pools.free(&owner(n));
     }
     let pool = &pools.0[&cidrs[0]];
-    assert_eq!((pool.next, pool.freed.len()), (REUSE_FROM, REUSE_FROM as usize - 2));
+    assert_eq!((pool.next, pool.freed.len()), (REUSE_FROM, usize::try_from(REUSE_FROM).unwrap() - 2));
     // And more than that at one time are to be had.
     let mut pools = Pools::default();
     for n in 0..5000 {
