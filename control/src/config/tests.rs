@@ -54,10 +54,13 @@ fn every_key_is_read() {
         name = "node-a"
         [daemon]
         state_dir = "/run/fastpath-demo/a"
+        data_dir = "/var/lib/fastpath-demo/a"
         log = "debug"
         [source]
-        kind = "directory"
+        kind = "kubernetes"
         path = "manifests"
+        kubeconfig = "/etc/fastpath/kubeconfig"
+        api_server = "https://[fd77::1]:6443/"
         [pods]
         interfaces = { "demo/a1" = "fp-a1" }
         [xdp]
@@ -112,8 +115,17 @@ fn every_key_is_read() {
     let a1 = crate::model::ObjectName { namespace: "demo".into(), name: "a1".into() };
     let want = Config {
         node: NodeSection { name: Some("node-a".into()) },
-        daemon: Daemon { state_dir: "/run/fastpath-demo/a".into(), log: LogLevel::Debug },
-        source: Source { kind: SourceKind::Directory, path: "manifests".into() },
+        daemon: Daemon {
+            state_dir: "/run/fastpath-demo/a".into(),
+            data_dir: "/var/lib/fastpath-demo/a".into(),
+            log: LogLevel::Debug,
+        },
+        source: Source {
+            kind: SourceKind::Kubernetes,
+            path: "manifests".into(),
+            kubeconfig: Some("/etc/fastpath/kubeconfig".into()),
+            api_server: Some("https://[fd77::1]:6443".to_owned()),
+        },
         pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into() },
         xdp: Xdp {
             mode: XdpMode::Generic,

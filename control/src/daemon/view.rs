@@ -16,7 +16,7 @@ use super::{Daemon, enforced};
 use crate::api::server::{Answer, to_value};
 use crate::api::types::{
     Drop, Endpoint, Flow, Flows, Neighbor, Node, NodeRuntime, PortRow, PortStatus, Ports, Problem,
-    QueueStats, Reach, RouteRow, Runtime, Status, Sync, Tuple, Version, WorkerRuntime, WorkerStatus,
+    QueueStats, Reach, RouteRow, Runtime, SourceStatus, Status, Sync, Tuple, Version, WorkerRuntime, WorkerStatus,
     XdpCounter,
 };
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
@@ -91,6 +91,8 @@ impl Daemon {
             let errors = if wrong == 1 { "error" } else { "errors" };
             degraded.push(format!("source: {wrong} {errors}: what is wrong there is not in force"));
         }
+        let source = self.source.borrow().clone();
+        degraded.extend(source.trouble());
         degraded.extend(self.stalled().map(|w| format!("worker {w} does not pass its loop")));
         let outlives = self.attacher.redirect.links_outlive_process();
         if self.config.xdp.on_failure == crate::config::OnFailure::Drop && !outlives {
@@ -107,7 +109,8 @@ impl Daemon {
             generation: self.snapshot.generation,
             acked_generation: engine.acked(),
             ready: self.ready(),
-            last_sync: Some(Sync::from(self.update.loaded_at)),
+            last_sync: self.update.synced.then(|| Sync::from(self.update.loaded_at)),
+            source: Some(SourceStatus::from(&source)),
             problems: self.update.problems.iter().map(Problem::from).collect(),
             ports: self.port_status(),
             workers: self.worker_status(),
