@@ -268,7 +268,8 @@ impl Check<Option<String>> for ServerUrl {
     fn read(&self, value: &DeValue<'_>) -> Result<Option<String>, String> {
         let DeValue::String(text) = value else { return Err(wrong_type(self, value)) };
         let host = text.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
-        let plain = |h: &&str| !h.is_empty() && !h.contains(['/', '?', '#', '@']) && !h.contains(char::is_whitespace);
+        let plain =
+            |h: &&str| !h.is_empty() && !h.contains(['/', '?', '#', '@']) && !h.contains(char::is_whitespace);
         if host.filter(plain).is_none() {
             return Err(format!("{} is not {}", quoted(text), self.allowed()));
         }

@@ -7,8 +7,8 @@ use fastpath::io::xsk::{self, OpenConfig, Umem, UmemConfig};
 use fastpath::snapshot::Settings;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect};
-use tokio::sync::watch::Receiver;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::heartbeat::Heartbeat;

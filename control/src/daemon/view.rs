@@ -16,8 +16,8 @@ use super::{Daemon, enforced};
 use crate::api::server::{Answer, to_value};
 use crate::api::types::{
     Drop, Endpoint, Flow, Flows, Neighbor, Node, NodeRuntime, PortRow, PortStatus, Ports, Problem,
-    QueueStats, Reach, RouteRow, Runtime, SourceStatus, Status, Sync, Tuple, Version, WorkerRuntime, WorkerStatus,
-    XdpCounter,
+    QueueStats, Reach, RouteRow, Runtime, SourceStatus, Status, Sync, Tuple, Version, WorkerRuntime,
+    WorkerStatus, XdpCounter,
 };
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
 use crate::config::Polling;

@@ -99,7 +99,9 @@ impl std::fmt::Display for Origin {
             Origin::File { path, line: 0, .. } => f.write_str(path),
             Origin::File { path, line, .. } => write!(f, "{path}:{line}"),
             Origin::Api => f.write_str("api"),
-            Origin::ApiObject { kind, name } if name.namespace.is_empty() => write!(f, "{kind} {}", name.name),
+            Origin::ApiObject { kind, name } if name.namespace.is_empty() => {
+                write!(f, "{kind} {}", name.name)
+            }
             Origin::ApiObject { kind, name } => write!(f, "{kind} {name}"),
             Origin::Implied => f.write_str("implied"),
         }

@@ -48,7 +48,14 @@ impl Kind {
 /// Every kind that is read; others are reported as ignored.
 pub(super) const KINDS: &[Kind] = &[
     Kind { group: "", version: "v1", kind: "Node", plural: "nodes", namespaced: false, load: node },
-    Kind { group: "", version: "v1", kind: "Namespace", plural: "namespaces", namespaced: false, load: namespace },
+    Kind {
+        group: "",
+        version: "v1",
+        kind: "Namespace",
+        plural: "namespaces",
+        namespaced: false,
+        load: namespace,
+    },
     Kind { group: "", version: "v1", kind: "Pod", plural: "pods", namespaced: true, load: pod },
     Kind {
         group: "networking.k8s.io",

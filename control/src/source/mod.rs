@@ -215,7 +215,8 @@ impl Source {
     pub fn state(&self) -> Receiver<SourceState> {
         match self {
             Source::Directory(_) => {
-                let state = SourceState { connected: true, synced: true, ..SourceState::new(SourceKind::Directory) };
+                let state =
+                    SourceState { connected: true, synced: true, ..SourceState::new(SourceKind::Directory) };
                 channel(state).1
             }
             Source::Kubernetes(source) => source.state(),

@@ -159,8 +159,7 @@ impl Client {
                 .zip(part)
                 .map(|(answer, object)| answer.unwrap_or_else(|e| self.replace(object, &e)))
                 .collect();
-            let with_status: Vec<usize> =
-                (0..part.len()).filter(|i| has_status(part[*i])).collect();
+            let with_status: Vec<usize> = (0..part.len()).filter(|i| has_status(part[*i])).collect();
             let calls = with_status.iter().map(|i| apply_call(part[*i], Some("status"))).collect();
             for (i, answer) in with_status.iter().zip(self.batch(calls)) {
                 after[*i] = answer.unwrap_or_else(|e| panic!("status of {}: {e:?}", part[*i]));
@@ -181,7 +180,10 @@ impl Client {
     pub(crate) fn create_all(&self, objects: &[Value]) {
         let calls = objects.iter().map(|o| {
             let (kind, namespace, _) = identity(o);
-            Call::Create(collection(o["apiVersion"].as_str().expect("apiVersion"), &kind, &namespace), o.clone())
+            Call::Create(
+                collection(o["apiVersion"].as_str().expect("apiVersion"), &kind, &namespace),
+                o.clone(),
+            )
         });
         for (answer, object) in self.batch(calls.collect()).into_iter().zip(objects) {
             answer.unwrap_or_else(|e| panic!("{object}: {e:?}"));
@@ -191,16 +193,21 @@ impl Client {
     /// Merges `patch` into many objects (`kind` of `v1`, namespace, name), or into their status.
     pub(crate) fn merge_all(&self, kind: &str, status: bool, patches: Vec<(String, String, Value)>) {
         let sub = status.then_some("status");
-        let calls = patches
-            .into_iter()
-            .map(|(namespace, name, patch)| Call::Merge(collection("v1", kind, &namespace), name, sub, patch));
+        let calls = patches.into_iter().map(|(namespace, name, patch)| {
+            Call::Merge(collection("v1", kind, &namespace), name, sub, patch)
+        });
         for answer in self.batch(calls.collect()) {
             answer.unwrap_or_else(|e| panic!("merge: {e:?}"));
         }
     }
 
     /// Merges `patch` into one object; returns it.
-    pub(crate) fn merge(&self, api_version: &str, (kind, namespace, name): (&str, &str, &str), patch: Value) -> Value {
+    pub(crate) fn merge(
+        &self,
+        api_version: &str,
+        (kind, namespace, name): (&str, &str, &str),
+        patch: Value,
+    ) -> Value {
         let call = Call::Merge(collection(api_version, kind, namespace), name.to_owned(), None, patch);
         self.one(call).unwrap_or_else(|e| panic!("{kind} {namespace}/{name}: {e:?}"))
     }
@@ -254,7 +261,9 @@ async fn ask(client: &kube::Client, call: Call) -> Answer {
             let (path, name) = path.rsplit_once('/').unwrap_or(("", path));
             at(path).get(name, &kube::api::GetParams::default())
         }
-        Call::Create(path, object) => at(path).create(&PostParams::default(), object.to_string().into_bytes()),
+        Call::Create(path, object) => {
+            at(path).create(&PostParams::default(), object.to_string().into_bytes())
+        }
         Call::Apply(path, name, None, object) => at(path).patch(name, &apply(), &Patch::Apply(object)),
         Call::Apply(path, name, Some(sub), object) => {
             at(path).patch_subresource(sub, name, &apply(), &Patch::Apply(object))

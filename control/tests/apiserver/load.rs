@@ -20,7 +20,8 @@ const NODES: usize = 10;
 /// Namespaces and nodes.
 pub(crate) fn base() -> Vec<Value> {
     let namespace = |i| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": format!("load-{i}"), "labels": {"team": format!("t{}", i % 5)}}});
-    let node = |i| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("load-node-{i}")}});
+    let node =
+        |i| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("load-node-{i}")}});
     (0..NAMESPACES).map(namespace).chain((0..NODES).map(node)).collect()
 }
 

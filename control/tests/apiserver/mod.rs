@@ -15,5 +15,4 @@ pub(crate) mod client;
 pub(crate) mod load;
 pub(crate) mod server;
 
-pub(crate) use client::Client;
 pub(crate) use server::{Options, Server};

@@ -104,10 +104,8 @@ impl Drop for Process {
 
 /// The folder of the programs.
 fn assets() -> PathBuf {
-    let dir = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kube/bin"),
-        PathBuf::from,
-    );
+    let dir = std::env::var_os("KUBEBUILDER_ASSETS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kube/bin"), PathBuf::from);
     assert!(
         dir.join("kube-apiserver").exists(),
         "no kube-apiserver in {}: run scripts/lib/kube.sh, or set KUBEBUILDER_ASSETS",
@@ -177,9 +175,20 @@ impl Server {
 
     /// Starts kube-apiserver with the state that etcd has.
     pub(crate) fn start_apiserver(&mut self) {
+        self.start_at(self.ports.api, "admin");
+    }
+
+    /// The same on another port, where only [`Server::client`] finds it.
+    pub(crate) fn start_hidden_apiserver(&mut self) {
+        let [port, ..] = free_ports();
+        self.write_kubeconfig("hidden", ADMIN, port);
+        self.start_at(port, "hidden");
+    }
+
+    fn start_at(&mut self, api: u16, config: &str) {
         let pki = self.dir.0.join("pki");
         let pki = |name: &str| pki.join(name).display().to_string();
-        let Ports { api, etcd, .. } = self.ports;
+        let etcd = self.ports.etcd;
         let mut args = vec![
             format!("--etcd-servers=http://127.0.0.1:{etcd}"),
             format!("--bind-address={}", self.options.address),
@@ -206,16 +215,17 @@ impl Server {
         ];
         args.extend(self.options.args.iter().map(|a| (*a).to_owned()));
         self.apiserver = Some(self.spawn("kube-apiserver", &args));
-        let mut first = false;
-        let client = self.client.get_or_insert_with(|| {
-            first = true;
-            Client::start(&self.dir.0.join("admin.kubeconfig"), self.options.netns.as_deref())
-        });
+        let config = self.dir.0.join(format!("{config}.kubeconfig"));
+        let client = self.client.insert(Client::start(&config, self.options.netns.as_deref()));
         let end = Instant::now() + LIMIT;
         while client.get_text("/readyz").is_err() {
             let process = self.apiserver.as_mut().expect("just started");
             let ended = process.child.try_wait().expect("wait for kube-apiserver");
-            assert!(ended.is_none() && Instant::now() < end, "kube-apiserver: {ended:?}\n{}", process.log_text());
+            assert!(
+                ended.is_none() && Instant::now() < end,
+                "kube-apiserver: {ended:?}\n{}",
+                process.log_text()
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
         // Made by the server itself a moment after it is ready; Pods of tests live there.
@@ -257,7 +267,12 @@ impl Server {
         self.etcd = Some(self.spawn("etcd", &args));
         let end = Instant::now() + LIMIT;
         let health = format!("{client}/health");
-        while !self.inside("curl").args(["-sf", &health]).stdout(Stdio::null()).status().is_ok_and(|s| s.success())
+        while !self
+            .inside("curl")
+            .args(["-sf", &health])
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
         {
             let process = self.etcd.as_mut().expect("just started");
             let ended = process.child.try_wait().expect("wait for etcd");
@@ -318,20 +333,24 @@ impl Server {
     }
 
     fn write_kubeconfigs(&self) {
-        for (name, token) in [("admin", ADMIN), ("agent", AGENT)] {
-            let config = json!({
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "x",
-                "clusters": [{"name": "c", "cluster": {
-                    "server": self.url(), "certificate-authority": self.dir.0.join("pki/ca.crt"),
-                }}],
-                "users": [{"name": "u", "user": {"token": token}}],
-                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            });
-            let path = self.dir.0.join(format!("{name}.kubeconfig"));
-            std::fs::write(path, config.to_string()).expect("write a kubeconfig");
-        }
+        self.write_kubeconfig("admin", ADMIN, self.ports.api);
+        self.write_kubeconfig("agent", AGENT, self.ports.api);
+    }
+
+    fn write_kubeconfig(&self, name: &str, token: &str, port: u16) {
+        let url = format!("https://{}", SocketAddr::new(self.options.address, port));
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "x",
+            "clusters": [{"name": "c", "cluster": {
+                "server": url, "certificate-authority": self.dir.0.join("pki/ca.crt"),
+            }}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        });
+        let path = self.dir.0.join(format!("{name}.kubeconfig"));
+        std::fs::write(path, config.to_string()).expect("write a kubeconfig");
     }
 }
 
@@ -358,7 +377,9 @@ fn make_keys(dir: &Path, address: IpAddr) {
     );
     let mut file = File::create(dir.join("server.ext")).expect("write the certificate's names");
     file.write_all(names.as_bytes()).expect("write the certificate's names");
-    openssl("x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile server.ext -out server.crt");
+    openssl(
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile server.ext -out server.crt",
+    );
     openssl("ecparam -name prime256v1 -genkey -noout -out sa.key");
     openssl("ec -in sa.key -pubout -out sa.pub");
     let tokens = format!("{ADMIN},admin,admin,\"system:masters\"\n{AGENT},fastpath,fastpath\n");

@@ -86,10 +86,16 @@ mod tests {
         assert_eq!((&policy.origin, &policy.ingress[0].origin), (&Origin::Api, &Origin::Api));
         assert_eq!(seen.problems.len(), 1, "{:?}", seen.problems);
         assert_eq!(seen.problems[0].severity, Severity::Warning);
-        assert!(seen.problems[0].to_string().starts_with("NetworkPolicy shop/p: spec.ingress[0].ofTheFuture"));
+        assert!(
+            seen.problems[0].to_string().starts_with("NetworkPolicy shop/p: spec.ingress[0].ofTheFuture")
+        );
 
         let node = json!({"metadata": {"name": "n"}, "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]}});
-        assert!(decode(kind("Node"), node).unwrap().problems[0].to_string().starts_with("Node n: status.addresses[0]"));
+        assert!(
+            decode(kind("Node"), node).unwrap().problems[0]
+                .to_string()
+                .starts_with("Node n: status.addresses[0]")
+        );
         assert!(decode(kind("Node"), json!({"metadata": {}})).is_none());
     }
 }

@@ -121,7 +121,8 @@ fn event(wrong: &Wrong, node: &str) -> Option<(String, String, Value)> {
         Severity::Error => "NotInForce",
         Severity::Warning | Severity::Ignored => "NotAsWritten",
     };
-    let mut regarding = json!({"apiVersion": api_version(kind), "kind": kind, "name": object, "uid": wrong.uid});
+    let mut regarding =
+        json!({"apiVersion": api_version(kind), "kind": kind, "name": object, "uid": wrong.uid});
     if let (false, Some(fields)) = (namespace.is_empty(), regarding.as_object_mut()) {
         fields.insert("namespace".to_owned(), namespace.as_str().into());
     }
@@ -180,7 +181,10 @@ mod tests {
         let name = ObjectName { namespace: namespace.to_owned(), name: "web".to_owned() };
         let kind = if namespace.is_empty() { "Node" } else { "NetworkPolicy" };
         let origin = Origin::ApiObject { kind, name };
-        Wrong { uid: uid.into(), problem: Problem { origin, severity: Severity::Error, reason: reason.to_owned() } }
+        Wrong {
+            uid: uid.into(),
+            problem: Problem { origin, severity: Severity::Error, reason: reason.to_owned() },
+        }
     }
 
     /// Every node makes the same name of the same problem, another one of another problem or object.

@@ -167,8 +167,7 @@ impl Follower {
                 None => {
                     let (version, again) = (page.metadata.resource_version, self.listed);
                     self.listed = true;
-                    let listed =
-                        Message::Listed { kind: self.kind, names, version: version.clone(), again };
+                    let listed = Message::Listed { kind: self.kind, names, version: version.clone(), again };
                     self.tell(listed).await?;
                     return Ok(version);
                 }

@@ -1,7 +1,7 @@
 //! Many changes to few updates.
 //!
-//! Changes are gathered until none came for [`QUIET`], for [`GATHER`] at most, and become one update: a burst of
-//! thousands is a dozen updates a second, and none waits for 100 ms.
+//! A change that comes alone is published after [`QUIET`]; those that follow are gathered for [`GATHER`] at most, and
+//! become one update: a burst of thousands is a dozen updates a second, and none waits for 100 ms.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashSet};
@@ -22,7 +22,7 @@ use crate::model::Origin;
 #[cfg(test)]
 mod tests;
 
-/// Changes are gathered until none came for this long.
+/// Changes are gathered until none came for this long, if the last update is not newer than [`GATHER`].
 const QUIET: Duration = Duration::from_millis(10);
 /// Changes are gathered for this long at most.
 const GATHER: Duration = Duration::from_millis(80);
@@ -44,6 +44,8 @@ pub(super) struct Gather {
     versions: BTreeMap<&'static str, String>,
     /// When the oldest and the newest change that is not published came.
     changed: Option<(Instant, Instant)>,
+    /// When something was published last.
+    published: Option<Instant>,
     /// What the saved state could not be used for.
     start_problems: Vec<Problem>,
 }
@@ -66,6 +68,7 @@ impl Gather {
             away: KINDS.iter().map(|k| (k.plural, None)).collect(),
             versions: BTreeMap::new(),
             changed: None,
+            published: None,
             start_problems: Vec::new(),
         }
     }
@@ -74,8 +77,7 @@ impl Gather {
     pub(super) async fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
         let mut patience = Some(Instant::now() + PATIENCE);
         loop {
-            let due = self.changed.filter(|_| self.missing.is_empty());
-            let due = due.map(|(oldest, newest)| (oldest + GATHER).min(newest + QUIET));
+            let due = self.due();
             let save = self.saved.as_ref().and_then(SavedState::due);
             let next = [due, save, patience].into_iter().flatten().min();
             tokio::select! {
@@ -97,14 +99,21 @@ impl Gather {
                 patience = None;
                 self.fall_back();
             }
-            let due = self.changed.filter(|_| self.missing.is_empty());
-            if due.is_some_and(|(oldest, newest)| now >= oldest + GATHER || now >= newest + QUIET) {
+            if self.due().is_some_and(|due| now >= due) {
                 self.publish();
             }
             if save.is_some_and(|s| now >= s) {
                 self.save();
             }
         }
+    }
+
+    /// When to publish; `None` when there is nothing to publish, or a kind is not known.
+    fn due(&self) -> Option<Instant> {
+        let (oldest, newest) = self.changed.filter(|_| self.missing.is_empty())?;
+        let quiet = newest + QUIET;
+        let alone = self.published.map_or(quiet, |last| quiet.max(last + GATHER));
+        Some(alone.min(oldest + GATHER))
     }
 
     /// Writes the saved state, if there is something new to write.
@@ -214,6 +223,7 @@ impl Gather {
 
     fn publish(&mut self) {
         self.changed = None;
+        self.published = Some(Instant::now());
         let wrong = self.store.wrong();
         let mut problems: Vec<Problem> = wrong.iter().map(|w| w.problem.clone()).collect();
         problems.extend(self.start_problems.iter().cloned());
@@ -236,7 +246,10 @@ impl Gather {
         let update = Update { model, problems, loaded_at: SystemTime::now(), synced: true };
         let m = &update.model;
         tracing::debug!(
-            nodes = m.nodes.len(), pods = m.pods.len(), policies = m.policies.len(), services = m.services.len(),
+            nodes = m.nodes.len(),
+            pods = m.pods.len(),
+            policies = m.policies.len(),
+            services = m.services.len(),
             "published"
         );
         self.publish.send_replace(Arc::new(update));
@@ -259,7 +272,10 @@ impl Gather {
         let Some(saved) = &mut self.saved else { return };
         match saved.read() {
             Ok(Some((model, at))) => {
-                tracing::warn!(pods = model.pods.len(), "the saved state is in force until the Kubernetes API answers");
+                tracing::warn!(
+                    pods = model.pods.len(),
+                    "the saved state is in force until the Kubernetes API answers"
+                );
                 let update =
                     Update { model: Arc::new(model), problems: Vec::new(), loaded_at: at, synced: true };
                 self.state.send_if_modified(|s| {

@@ -78,8 +78,10 @@ impl KubernetesSource {
     /// # Errors
     /// The settings are wrong (no such kubeconfig, not in a pod, no URL), or no thread can be started.
     pub fn start(settings: KubernetesSettings) -> Result<Self, ConnectError> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ConnectError::Thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ConnectError::Thread)?;
         let client = runtime.block_on(connect(&settings))?;
         let state = SourceState::new(SourceKind::Kubernetes);
         let (publish_state, state) = watch::channel(state);

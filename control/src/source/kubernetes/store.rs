@@ -175,7 +175,8 @@ impl Store {
         }
         let mut touched = BTreeSet::new();
         for (owner, add) in [(old, false), (Some(node.clone()), true)] {
-            for address in owner.iter().flat_map(|n| n.addresses.iter().copied().map(move |a| (a, n.clone()))) {
+            for address in owner.iter().flat_map(|n| n.addresses.iter().copied().map(move |a| (a, n.clone())))
+            {
                 self.addresses.change(&address.0, Owner::Node(address.1), add);
                 touched.insert(address.0);
             }
@@ -278,9 +279,8 @@ impl Store {
         if pod.host_network || pod.finished {
             return pod;
         }
-        let wins = |owners: &[Owner]| {
-            owners.first().is_none_or(|o| o.pod().is_some_and(|p| p.name == pod.name))
-        };
+        let wins =
+            |owners: &[Owner]| owners.first().is_none_or(|o| o.pod().is_some_and(|p| p.name == pod.name));
         let keeps: Vec<IpAddr> =
             pod.addresses.iter().copied().filter(|a| wins(self.addresses.of(a))).collect();
         let device = pod.interface.as_ref().map(|d| (pod.node.clone(), d.clone()));

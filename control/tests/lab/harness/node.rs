@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::cli::Cli;
 use super::daemon::Daemon;
-use super::manifest::node_name;
+use super::manifest::{Manifests, node_name};
 use super::ns::NetNs;
 use super::spec::{Family, Kind, LabSpec, NodeSpec, ROUTER, UPLINK, VNI, underlay};
 
@@ -71,7 +71,7 @@ impl Node {
     }
 
     /// Writes the config file.
-    pub(crate) fn write_config(&self, lab: &LabSpec, manifests: &Path) {
+    pub(crate) fn write_config(&self, lab: &LabSpec, manifests: &Manifests) {
         std::fs::write(&self.config, self.config_text(lab, manifests)).expect("write the config");
     }
 
@@ -94,18 +94,18 @@ impl Node {
         log.lines().filter(|l| l.contains("detached") && l.contains(&device)).count()
     }
 
-    fn config_text(&self, lab: &LabSpec, manifests: &Path) -> String {
+    fn config_text(&self, lab: &LabSpec, manifests: &Manifests) -> String {
         let mut text = format!(
             "[node]
 name = \"{name}\"
 
 [daemon]
 state_dir = \"{state}\"
+data_dir = \"{data}\"
 log = \"debug\"
 
 [source]
-kind = \"directory\"
-path = \"{manifests}\"
+{source}
 
 [xdp]
 mode = \"{mode}\"
@@ -123,7 +123,8 @@ vni = {VNI}
 ",
             name = node_name(self.spec.name),
             state = self.state_dir.display(),
-            manifests = manifests.display(),
+            data = self.state_dir.with_file_name("data").display(),
+            source = manifests.source_keys(),
             mode = lab.xdp_mode,
             on_failure = lab.on_failure,
             stale = lab.stale_after_ms,

@@ -117,6 +117,8 @@ pub(crate) struct LabSpec {
     pub(crate) cores: Vec<usize>,
     /// More of the config file: whole sections.
     pub(crate) more_config: String,
+    /// The daemons follow a real API server instead of the folder.
+    pub(crate) by_api: bool,
 }
 
 impl Default for LabSpec {
@@ -136,6 +138,7 @@ impl Default for LabSpec {
             uplink_by_route: false,
             cores: Vec::new(),
             more_config: String::new(),
+            by_api: super::mirror::wanted(),
         }
     }
 }

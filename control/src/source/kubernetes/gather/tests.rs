@@ -170,6 +170,10 @@ async fn the_saved_state_bridges() {
     tokio::time::sleep(PATIENCE * 2).await;
     let update = bench.updates.borrow().clone();
     assert!(!update.synced);
-    assert!(update.problems[0].to_string().contains("the saved state cannot be used"), "{:?}", update.problems);
+    assert!(
+        update.problems[0].to_string().contains("the saved state cannot be used"),
+        "{:?}",
+        update.problems
+    );
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -28,28 +28,43 @@ impl Drop for Dir {
 fn model() -> Model {
     let mut store = Store::default();
     for (kind, object) in [
-        ("Node", json!({"metadata": {"name": "n", "labels": {"zone": "z"}, "annotations": {"fastpath.io/vtep-mac": "02:00:00:00:00:01"}},
+        (
+            "Node",
+            json!({"metadata": {"name": "n", "labels": {"zone": "z"}, "annotations": {"fastpath.io/vtep-mac": "02:00:00:00:00:01"}},
             "spec": {"podCIDRs": ["10.0.0.0/24", "fd00::/64"]},
-            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})),
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+        ),
         ("Namespace", json!({"metadata": {"name": "a", "labels": {"team": "t"}}})),
-        ("Pod", json!({"metadata": {"name": "p", "namespace": "a", "labels": {"app": "x"},
+        (
+            "Pod",
+            json!({"metadata": {"name": "p", "namespace": "a", "labels": {"app": "x"},
             "annotations": {"fastpath.io/interface": "veth0", "fastpath.io/mac": "02:00:00:00:00:02", "fastpath.io/netns": "/run/netns/p"}},
             "spec": {"nodeName": "n", "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 80}]}]},
-            "status": {"podIPs": [{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]}})),
-        ("NetworkPolicy", json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {
+            "status": {"podIPs": [{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]}}),
+        ),
+        (
+            "NetworkPolicy",
+            json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {
             "podSelector": {"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["y"]}, {"key": "k", "operator": "Exists"}]},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}, {"namespaceSelector": {}}],
                 "ports": [{"port": "http"}, {"protocol": "UDP", "port": 53, "endPort": 54}, {"protocol": "SCTP"}]}],
-            "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "x"}}}]}]}})),
-        ("Service", json!({"metadata": {"name": "s", "namespace": "a"}, "spec": {"type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd96::1"],
+            "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "x"}}}]}]}}),
+        ),
+        (
+            "Service",
+            json!({"metadata": {"name": "s", "namespace": "a"}, "spec": {"type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd96::1"],
             "clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.9"], "sessionAffinity": "ClientIP", "trafficDistribution": "PreferSameNode",
             "externalTrafficPolicy": "Local", "healthCheckNodePort": 30001, "loadBalancerSourceRanges": ["10.0.0.0/8"],
-            "ports": [{"name": "http", "port": 80, "nodePort": 30000}]}})),
-        ("EndpointSlice", json!({"metadata": {"name": "s-1", "namespace": "a", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 80, "nodePort": 30000}]}}),
+        ),
+        (
+            "EndpointSlice",
+            json!({"metadata": {"name": "s-1", "namespace": "a", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
             "ports": [{"name": "http", "port": 80}],
             "endpoints": [{"addresses": ["10.0.0.2"], "nodeName": "n", "zone": "z", "hints": {"forZones": [{"name": "z"}]},
-                "targetRef": {"kind": "Pod", "name": "p"}}]})),
+                "targetRef": {"kind": "Pod", "name": "p"}}]}),
+        ),
     ] {
         let kind = KINDS.iter().find(|k| k.kind == kind).unwrap();
         let seen = decode(kind, object).unwrap();

@@ -143,7 +143,10 @@ fn a_pod_that_goes_gives_its_address_away() {
     let wrong = store.wrong();
     assert_eq!(wrong.len(), 1);
     assert_eq!(&*wrong[0].uid, "uid-b");
-    assert_eq!(wrong[0].problem.to_string(), "Pod a/b: address 10.0.0.1 belongs to Pod a/a (api); Pod a/b is not given it");
+    assert_eq!(
+        wrong[0].problem.to_string(),
+        "Pod a/b: address 10.0.0.1 belongs to Pod a/a (api); Pod a/b is not given it"
+    );
     assert!(store.put(pod("a", "10.0.0.1", true)));
     assert_eq!((addresses(&store, "a"), addresses(&store, "b")), (0, 1), "the one that stays");
     assert!(store.remove(&key("Pod", "a", "a")));
@@ -171,7 +174,9 @@ fn the_last_good_state_stays() {
     assert!(store.wrong().is_empty());
     store.put(policy("not a label value"));
     assert!(store.remove(&key("NetworkPolicy", "a", "p")));
-    assert!(store.wrong().is_empty() && store.model().policies.is_empty() && store.model().namespaces.is_empty());
+    assert!(
+        store.wrong().is_empty() && store.model().policies.is_empty() && store.model().namespaces.is_empty()
+    );
     // Never good: it is not in force, but known, so that a list without it takes it away.
     assert!(store.put(policy("not a label value")));
     assert_eq!(store.names("NetworkPolicy").len(), 1);
