@@ -137,10 +137,25 @@ fn objects() -> Vec<Value> {
     for i in 0..60 {
         let policy = worlds::policy().new_tree(&mut runner).expect("a policy").current();
         let mut value = serde_json::to_value(&policy).expect("JSON");
+        without_host_bits(&mut value);
         value["metadata"] = json!({"name": format!("policy-{i}"), "namespace": OURS[i % OURS.len()]});
         out.push(value);
     }
     out
+}
+
+/// The API server of today refuses what it has of old: networks with host bits.
+fn without_host_bits(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Ok(net) = text.parse::<ipnet::IpNet>() {
+                *text = net.trunc().to_string();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_host_bits),
+        Value::Object(fields) => fields.values_mut().for_each(without_host_bits),
+        _ => {}
+    }
 }
 
 /// Without origins, and without what the server itself makes.

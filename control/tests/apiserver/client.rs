@@ -34,9 +34,9 @@ pub(crate) enum Call {
     Text(String),
     /// Creates; fails when it is there. The path is that of the collection.
     Create(String, Value),
-    /// Creates or changes, by server-side apply: path of the collection, name, subresource, object.
-    Apply(String, String, Option<&'static str>, Value),
-    /// Merges into what is there.
+    /// Creates or changes, by server-side apply: path of the collection, name, object.
+    Apply(String, String, Value),
+    /// Merges into what is there: path of the collection, name, subresource, patch.
     Merge(String, String, Option<&'static str>, Value),
     /// Deletes at once.
     Delete(String, String),
@@ -153,14 +153,14 @@ impl Client {
         order.sort_by_key(|o| o["kind"] != "Namespace");
         let (first, rest) = order.split_at(order.iter().take_while(|o| o["kind"] == "Namespace").count());
         for part in [first, rest] {
-            let answers = self.batch(part.iter().map(|o| apply_call(o, None)).collect());
+            let answers = self.batch(part.iter().map(|o| apply_call(o)).collect());
             let mut after: Vec<Value> = answers
                 .into_iter()
                 .zip(part)
                 .map(|(answer, object)| answer.unwrap_or_else(|e| self.replace(object, &e)))
                 .collect();
             let with_status: Vec<usize> = (0..part.len()).filter(|i| has_status(part[*i])).collect();
-            let calls = with_status.iter().map(|i| apply_call(part[*i], Some("status"))).collect();
+            let calls = with_status.iter().map(|i| status_call(part[*i])).collect();
             for (i, answer) in with_status.iter().zip(self.batch(calls)) {
                 after[*i] = answer.unwrap_or_else(|e| panic!("status of {}: {e:?}", part[*i]));
             }
@@ -173,7 +173,7 @@ impl Client {
     fn replace(&self, object: &Value, why: &Refused) -> Value {
         assert!(why.code == 422, "{object}: {why:?}");
         self.delete(object);
-        self.one(apply_call(object, None)).unwrap_or_else(|e| panic!("{object}: {e:?}"))
+        self.one(apply_call(object)).unwrap_or_else(|e| panic!("{object}: {e:?}"))
     }
 
     /// Creates objects without their status, many at a time; panics when one is refused.
@@ -237,20 +237,22 @@ fn has_status(object: &Value) -> bool {
     object.get("status").is_some_and(|s| s.as_object().is_some_and(|s| !s.is_empty()))
 }
 
-fn apply_call(object: &Value, sub: Option<&'static str>) -> Call {
+fn apply_call(object: &Value) -> Call {
     let (kind, namespace, name) = identity(object);
     let api_version = object["apiVersion"].as_str().expect("apiVersion");
     let mut body = object.clone();
     if let Some(fields) = body.as_object_mut() {
-        match sub {
-            None => drop(fields.remove("status")),
-            Some(_) => fields.retain(|k, _| k != "spec"),
-        }
-        if sub.is_some() {
-            fields.insert("metadata".to_owned(), json!({"name": name}));
-        }
+        fields.remove("status");
     }
-    Call::Apply(collection(api_version, &kind, &namespace), name, sub, body)
+    Call::Apply(collection(api_version, &kind, &namespace), name, body)
+}
+
+/// By merge: server-side apply refuses two addresses of one type in a Node's status.
+fn status_call(object: &Value) -> Call {
+    let (kind, namespace, name) = identity(object);
+    let api_version = object["apiVersion"].as_str().expect("apiVersion");
+    let status = json!({"status": object["status"]});
+    Call::Merge(collection(api_version, &kind, &namespace), name, Some("status"), status)
 }
 
 async fn ask(client: &kube::Client, call: Call) -> Answer {
@@ -264,10 +266,7 @@ async fn ask(client: &kube::Client, call: Call) -> Answer {
         Call::Create(path, object) => {
             at(path).create(&PostParams::default(), object.to_string().into_bytes())
         }
-        Call::Apply(path, name, None, object) => at(path).patch(name, &apply(), &Patch::Apply(object)),
-        Call::Apply(path, name, Some(sub), object) => {
-            at(path).patch_subresource(sub, name, &apply(), &Patch::Apply(object))
-        }
+        Call::Apply(path, name, object) => at(path).patch(name, &apply(), &Patch::Apply(object)),
         Call::Merge(path, name, None, patch) => {
             at(path).patch(name, &PatchParams::default(), &Patch::Merge(patch))
         }

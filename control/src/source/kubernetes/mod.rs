@@ -82,12 +82,17 @@ impl KubernetesSource {
             .enable_all()
             .build()
             .map_err(ConnectError::Thread)?;
-        let client = runtime.block_on(connect(&settings))?;
         let state = SourceState::new(SourceKind::Kubernetes);
         let (publish_state, state) = watch::channel(state);
         let (publish, updates) = watch::channel(Arc::new(Update::nothing()));
         let (stop, stopped) = oneshot::channel();
+        let (begun, connected) = std::sync::mpsc::channel();
         let follow = async move {
+            let client = match connect(&settings).await {
+                Ok(client) => client,
+                Err(e) => return drop(begun.send(Err(e))),
+            };
+            drop(begun.send(Ok(())));
             let (report, problems) = watch::channel(Vec::new());
             let (sender, messages) = mpsc::channel(256);
             let mut tasks = tokio::task::JoinSet::new();
@@ -108,6 +113,9 @@ impl KubernetesSource {
             .name("source".to_owned())
             .spawn(move || runtime.block_on(follow))
             .map_err(ConnectError::Thread)?;
+        // At once: nothing has been sent to the API yet.
+        let ended = || ConnectError::Thread(std::io::Error::other("it ended at its start"));
+        connected.recv().unwrap_or_else(|_| Err(ended()))?;
         Ok(Self { updates, state, stop: Some(stop), thread: Some(thread) })
     }
 
