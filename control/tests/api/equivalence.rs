@@ -46,7 +46,7 @@ fn objects() -> Vec<Value> {
         json!({"addresses": list.iter().map(one).chain([json!({"type": "Hostname", "address": "h"})]).collect::<Vec<_>>()})
     };
     out.push(object("v1", "Node", ("", "n1"), json!({
-        "metadata": {"labels": {"topology.kubernetes.io/zone": "z1"}, "annotations": {
+        "metadata": {"labels": {"rack": "r1"}, "annotations": {
             "projectcalico.org/VXLANTunnelMACAddr": "66:00:00:00:00:01", "projectcalico.org/VXLANTunnelMACAddrV6": "66:00:00:00:00:02"}},
         "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"]}, "status": addresses(&["192.0.2.1", "2001:db8::1"])})));
     out.push(object("v1", "Node", ("", "n2"), json!({
