@@ -20,7 +20,7 @@ use crate::api::types::{
     WorkerStatus, XdpCounter,
 };
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
-use crate::config::Polling;
+use crate::config::{Polling, SourceKind};
 use crate::explain::Query;
 use crate::source::Severity;
 
@@ -93,6 +93,9 @@ impl Daemon {
         }
         let source = self.source.borrow().clone();
         degraded.extend(source.trouble());
+        if source.kind == SourceKind::Kubernetes && self.source.has_changed().is_err() {
+            degraded.push("source: its thread has ended: no change is seen any more".to_owned());
+        }
         degraded.extend(self.stalled().map(|w| format!("worker {w} does not pass its loop")));
         let outlives = self.attacher.redirect.links_outlive_process();
         if self.config.xdp.on_failure == crate::config::OnFailure::Drop && !outlives {

@@ -21,8 +21,8 @@ use super::saved::hash;
 use super::store::Wrong;
 use crate::model::{ObjectName, Origin};
 
-/// How often what is still wrong is said again.
-const AGAIN: Duration = Duration::from_secs(50 * 60);
+/// How often what is still wrong is said again: when the Event of before has expired.
+const AGAIN: Duration = Duration::from_secs(61 * 60);
 /// Time between two Events, once the first [`BURST`] are written.
 const PACE: Duration = Duration::from_secs(1);
 /// Events that may be written one right after the other.

@@ -223,7 +223,8 @@ impl Follower {
                     Ok(Err(e @ Error::SerdeError(_))) => return self.relist(&e).await,
                     Ok(Err(e)) if is_gone(&e) => return self.relist(&e).await,
                     Ok(Err(e)) => break Some(reason(&e)),
-                    Err(_) => break Some(format!("silent for {} s", SILENCE.as_secs())),
+                    // No failure yet: some servers have nothing to say. If it is one, the next watch does not open.
+                    Err(_) => break None,
                 }
             };
             match end {

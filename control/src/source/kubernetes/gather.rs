@@ -224,9 +224,10 @@ impl Gather {
     fn publish(&mut self) {
         self.changed = None;
         self.published = Some(Instant::now());
+        // What was wrong with the saved state is over: it will be written anew.
+        self.start_problems.clear();
         let wrong = self.store.wrong();
         let mut problems: Vec<Problem> = wrong.iter().map(|w| w.problem.clone()).collect();
-        problems.extend(self.start_problems.iter().cloned());
         problems.sort();
         problems.dedup();
         let before = self.publish.borrow().clone();
