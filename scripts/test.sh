@@ -5,9 +5,13 @@
 #   scripts/test.sh --quick       formatting, lints, docs, unit and property tests
 #   scripts/test.sh --lab [NAME]  lab tests only: all, or those whose name contains NAME, with their output
 #   scripts/test.sh --cni [NAME]  lab tests of the CNI plugin only, likewise
+#   scripts/test.sh --api [NAME]  tests of the Kubernetes source only, likewise
+#   scripts/test.sh --lab-by-api [NAME]
+#                                 lab tests whose daemons follow a real API server
 #   scripts/test.sh --deep [PART] everything, then Miri, sanitizers and the licence check; or only one of these:
 #                                 miri, address, thread, licences
 #
+# KUBEBUILDER_ASSETS=DIR        etcd, kube-apiserver and kubectl are there, and need not be built
 # FASTPATH_ALLOW_UNCOMPARED=1   the toolchain that made the committed XDP objects need not be had
 #
 # Tests make network namespaces, attach XDP programs and open AF_XDP sockets: they run as root. As a normal
@@ -16,8 +20,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 . scripts/lib/setup.sh
+# shellcheck source=scripts/lib/kube.sh
+. scripts/lib/kube.sh
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' scripts/test.sh; }
+usage() { sed -n '2,19s/^# \{0,1\}//p' scripts/test.sh; }
 
 mode=all
 lab_filter=()
@@ -34,8 +40,8 @@ while [ $# -gt 0 ]; do
                     ;;
             esac
             ;;
-        --lab)
-            mode=lab
+        --lab | --api | --lab-by-api)
+            mode=${1#--}
             if [ $# -gt 1 ]; then
                 lab_filter=("$2")
                 shift
@@ -141,6 +147,16 @@ lab() {
     cargo test -p fastpath-control --test lab -- --test-threads=1 "$@"
 }
 
+api() {
+    cargo test -p fastpath-control --test api -- --test-threads=1 "$@"
+}
+
+# The part of the lab in which the source matters: what is enforced, and what changes.
+LAB_BY_API=(conformance:: policy:: service:: churn::)
+lab_by_api() {
+    FASTPATH_LAB_SOURCE=kubernetes lab "$@"
+}
+
 # Nightly Rust with what Miri and the sanitizers need; an extra that not every machine can get.
 nightly() {
     command -v rustup >/dev/null || return
@@ -211,10 +227,12 @@ if [ "$(id -u)" != 0 ]; then
     export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
 fi
 
-if [ "$mode" != lab ] && [ "$mode" != part ]; then
+case "$mode" in all | deep | lab | api | lab-by-api) provide_kube ;; esac
+
+if [ "$mode" != lab ] && [ "$mode" != api ] && [ "$mode" != lab-by-api ] && [ "$mode" != part ]; then
     step "Formatting" cargo fmt --all --check
     step "Lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
-    step "Lints of the lab" cargo clippy -p fastpath-control --test lab --quiet -- -D warnings
+    step "Lints of the lab" cargo clippy -p fastpath-control --test lab --test api --quiet -- -D warnings
     step "Documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet --document-private-items
     step "Shell scripts" shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run
     tests "Unit and property tests" cargo test --workspace --no-fail-fast
@@ -224,7 +242,16 @@ if [ "$mode" = all ] || [ "$mode" = deep ]; then
 fi
 [ "$mode" = quick ] || [ "$mode" = part ] || provide_cni_peers
 case "$mode" in
-    all | deep) tests "Lab" lab ;;
+    all | deep)
+        tests "Kubernetes source" api
+        tests "Lab" lab
+        tests "Lab by the Kubernetes API" lab_by_api "${LAB_BY_API[@]}"
+        ;;
+    api) tests "Kubernetes source" api --nocapture "${lab_filter[@]}" ;;
+    lab-by-api)
+        [ ${#lab_filter[@]} -gt 0 ] || lab_filter=("${LAB_BY_API[@]}")
+        tests "Lab by the Kubernetes API" lab_by_api --nocapture "${lab_filter[@]}"
+        ;;
     lab) tests "Lab" lab --nocapture "${lab_filter[@]}" ;;
 esac
 case "$mode" in

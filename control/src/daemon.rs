@@ -20,7 +20,7 @@ use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::{Config, OnFailure, XdpMode};
 use crate::explain::LiveExplainer;
 use crate::netdev::{NetView, NudState, ReservedPorts, Resolver, select_uplinks};
-use crate::source::{Severity, Update};
+use crate::source::{Severity, SourceState, Update};
 
 mod asked;
 mod cni;
@@ -67,6 +67,8 @@ struct Daemon {
     cni: cni::Cni,
     /// The two together.
     update: Arc<Update>,
+    /// How the source is.
+    source_state: tokio::sync::watch::Receiver<SourceState>,
     net: Arc<NetView>,
     /// What the workers were last given.
     snapshot: Arc<Snapshot>,
@@ -96,6 +98,10 @@ struct Daemon {
 impl Daemon {
     /// Brings attachment, snapshot, pinhole and neighbours in line with what source and kernel say.
     fn sync(&mut self) {
+        // Half of what the source holds may be pods without their policies.
+        if !self.update.synced {
+            return;
+        }
         let wanted = self.wanted();
         let generation = self.snapshot.generation;
         let failed = self.attacher.reconcile(&wanted, &self.net, generation);

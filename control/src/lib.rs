@@ -3,7 +3,7 @@
 //! | Module | Holds |
 //! |---|---|
 //! | [`config`] | the configuration file |
-//! | [`source`] | where the model comes from: a folder of manifests |
+//! | [`source`] | where the model comes from: the Kubernetes API, or a folder of manifests |
 //! | [`model`] | the world as the dataplane sees it |
 //! | [`lines`] | the line each part of a manifest stands on |
 //! | [`explain`] | what becomes of a connection, and why |

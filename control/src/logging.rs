@@ -18,6 +18,10 @@ pub fn start(level: LogLevel) {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+    // Their errors are ours to tell, each once and with what it means.
+    let libraries = ["kube_client=off", "hyper_util=warn", "tower=warn", "rustls=warn"];
+    let quiet = libraries.iter().filter_map(|l| l.parse().ok());
+    let filter = quiet.fold(filter, EnvFilter::add_directive);
     // A second call keeps the first subscriber: tests start several daemons in a process.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -12,7 +12,7 @@ RUST=1.95.0
 # xsk-rs builds libxdp and libbpf from source: a C compiler, clang for their BPF parts and the bindings.
 BUILD_PACKAGES=(ca-certificates clang-19 curl gcc git libc6-dev libelf-dev m4 make pkg-config zlib1g-dev)
 # Namespaces, offloads and traffic.
-LAB_PACKAGES=(ethtool iperf3 iproute2 iputils-ping nftables procps socat traceroute util-linux)
+LAB_PACKAGES=(ethtool iperf3 iproute2 iputils-ping nftables openssl procps socat traceroute util-linux)
 
 is_installed() {
     dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'

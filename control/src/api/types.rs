@@ -1,6 +1,7 @@
 //! What the API's answers hold. Counters count since the daemon started unless named otherwise.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub struct Status {
     pub ready: bool,
     /// When the source was last read in full; `None` before the first time.
     pub last_sync: Option<Sync>,
+    /// How the source is.
+    #[serde(default)]
+    pub source: Option<SourceStatus>,
     /// What is wrong in the source.
     pub problems: Vec<Problem>,
     /// Ports.
@@ -67,6 +71,51 @@ impl Status {
     #[must_use]
     pub fn healthy(&self) -> bool {
         self.ready && self.degraded.is_empty()
+    }
+}
+
+/// How the source is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// `directory` or `kubernetes`.
+    pub kind: String,
+    /// Whether changes are seen as they happen.
+    pub connected: bool,
+    /// Since when `connected` is what it is.
+    pub since: Option<Sync>,
+    /// When something was last heard from the API; `None` for a directory.
+    pub last_contact: Option<Sync>,
+    /// When the state in force was saved, if it is a saved one.
+    pub saved_at: Option<Sync>,
+    /// Complete lists that were not the first of their kind.
+    pub relists: u64,
+    /// Lists and watches that failed.
+    pub errors: u64,
+    /// Times that changes were handed on.
+    pub updates: u64,
+    /// Kubernetes Events written on objects.
+    pub reported: u64,
+    /// Why it is not connected.
+    pub error: Option<String>,
+    /// Newest `resourceVersion` in force, by kind (`pods`).
+    pub versions: BTreeMap<String, String>,
+}
+
+impl From<&crate::source::SourceState> for SourceStatus {
+    fn from(s: &crate::source::SourceState) -> Self {
+        Self {
+            kind: s.kind.name().to_owned(),
+            connected: s.connected,
+            since: Some(Sync::from(s.since)),
+            last_contact: s.last_contact.map(Sync::from),
+            saved_at: s.saved_at.map(Sync::from),
+            relists: s.relists,
+            errors: s.errors,
+            updates: s.updates,
+            reported: s.reported,
+            error: s.error.clone(),
+            versions: s.versions.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 use std::fmt::{Display, Write as _};
 
 use super::table::{Columns, clean};
-use crate::api::types::{Drop, Endpoint, Flows, Neighbor, Node, Ports, RouteRow, Runtime, Status};
+use crate::api::types::{
+    Drop, Endpoint, Flows, Neighbor, Node, Ports, RouteRow, Runtime, SourceStatus, Status, Sync,
+};
 
 mod enforced;
 
@@ -45,6 +47,9 @@ pub(super) fn status(s: &Status) -> String {
     line("Snapshot", format!("generation {}, acknowledged {}", s.generation, s.acked_generation));
     let sync = s.last_sync.as_ref().map(|l| format!("{}, {} ago", l.at, duration(l.age_s)));
     line("Last sync", sync.unwrap_or_else(|| "never".to_owned()));
+    if let Some(source) = &s.source {
+        line("Source", origin(source));
+    }
     for reason in &s.degraded {
         line("Degraded", reason.clone());
     }
@@ -84,6 +89,24 @@ pub(super) fn status(s: &Status) -> String {
         let _ = write!(out, "\n{}", t.text());
     }
     out
+}
+
+/// The source, and how the connection to it is.
+fn origin(s: &SourceStatus) -> String {
+    let age = |at: &Option<Sync>| at.as_ref().map_or_else(|| "never".to_owned(), |a| duration(a.age_s));
+    let mut text = s.kind.clone();
+    if s.kind == "directory" {
+        return text;
+    }
+    if s.connected {
+        let _ = write!(text, ", connected for {}, last heard {} ago", age(&s.since), age(&s.last_contact));
+    } else {
+        let _ = write!(text, ", away for {}", age(&s.since));
+    }
+    if let Some(saved) = &s.saved_at {
+        let _ = write!(text, ", state saved at {} in force", saved.at);
+    }
+    text
 }
 
 pub(super) fn endpoints(rows: &[Endpoint]) -> String {

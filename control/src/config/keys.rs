@@ -14,8 +14,8 @@ use super::networks::{Listen, Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
-    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, NodeName, OneOf, PodDevices, choices, int, micros,
-    millis, power_of_two, seconds,
+    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, NodeName, OneOf, OptionalPath, PodDevices, ServerUrl,
+    choices, int, micros, millis, power_of_two, seconds,
 };
 use crate::model::ObjectName;
 
@@ -40,6 +40,8 @@ choices! {
     SourceKind {
         /// A folder of Kubernetes manifests.
         Directory = "directory",
+        /// The Kubernetes API.
+        Kubernetes = "kubernetes",
     }
 }
 
@@ -185,7 +187,7 @@ section! {
     "daemon" Daemon {
         /// Folder of the daemon's socket (`fastpath.sock`) and lock; one per daemon on a machine.
         "state_dir" state_dir: PathBuf = PathBuf::from("/run/fastpath"), AbsolutePath;
-        /// Folder of what must outlive a restart and a reboot.
+        /// Folder of what must outlive a restart and a reboot; one per daemon on a machine.
         "data_dir" data_dir: PathBuf = PathBuf::from("/var/lib/fastpath"), AbsolutePath;
         /// Least severe message logged to stderr; the environment's RUST_LOG overrides it.
         "log" log: LogLevel = LogLevel::Info, OneOf;
@@ -201,12 +203,17 @@ section! {
 }
 
 section! {
-    /// Where nodes, namespaces and pods are learnt from.
+    /// Where nodes, namespaces, pods, policies and services are learnt from.
     "source" Source {
-        /// "directory": ordinary Kubernetes YAML or JSON in a folder, followed as it changes.
+        /// "directory": ordinary Kubernetes YAML or JSON in a folder, followed as it changes. "kubernetes": the API.
         "kind" kind: SourceKind = SourceKind::Directory, OneOf;
         /// The folder; its .yaml, .yml and .json files are read, folders in it are not.
         "path" path: PathBuf = PathBuf::from("/etc/fastpath/manifests"), AnyPath;
+        /// The kubeconfig file that leads to the Kubernetes API. Default: the service account of the pod that this runs in.
+        "kubeconfig" kubeconfig: Option<PathBuf> = None, OptionalPath;
+        /// URL of the API server, if not the one that the kubeconfig or the pod's environment names. The latter names the
+        /// Service `kubernetes`, which this daemon itself makes reachable: best is an address of the control plane.
+        "api_server" api_server: Option<String> = None, ServerUrl;
     }
 }
 

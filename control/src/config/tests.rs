@@ -59,8 +59,10 @@ fn every_key_is_read() {
         [http]
         listen = "[::1]:9991"
         [source]
-        kind = "directory"
+        kind = "kubernetes"
         path = "manifests"
+        kubeconfig = "/etc/fastpath/kubeconfig"
+        api_server = "https://[fd77::1]:6443/"
         [pods]
         interfaces = { "demo/a1" = "fp-a1" }
         [xdp]
@@ -122,7 +124,12 @@ fn every_key_is_read() {
             log: LogLevel::Debug,
         },
         http: Http { listen: Some("[::1]:9991".parse().expect("an address")) },
-        source: Source { kind: SourceKind::Directory, path: "manifests".into() },
+        source: Source {
+            kind: SourceKind::Kubernetes,
+            path: "manifests".into(),
+            kubeconfig: Some("/etc/fastpath/kubeconfig".into()),
+            api_server: Some("https://[fd77::1]:6443".to_owned()),
+        },
         pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into() },
         xdp: Xdp {
             mode: XdpMode::Generic,

@@ -244,6 +244,47 @@ impl Check<PathBuf> for AnyPath {
     }
 }
 
+/// A path; without it, something else is done.
+pub(super) struct OptionalPath;
+
+impl Check<Option<PathBuf>> for OptionalPath {
+    fn read(&self, value: &DeValue<'_>) -> Result<Option<PathBuf>, String> {
+        AnyPath.read(value).map(Some)
+    }
+
+    fn allowed(&self) -> String {
+        AnyPath.allowed()
+    }
+
+    fn show(&self, value: &Option<PathBuf>) -> Option<String> {
+        value.as_ref().and_then(|path| AnyPath.show(path))
+    }
+}
+
+/// The URL of a server; without it, another place names it.
+pub(super) struct ServerUrl;
+
+impl Check<Option<String>> for ServerUrl {
+    fn read(&self, value: &DeValue<'_>) -> Result<Option<String>, String> {
+        let DeValue::String(text) = value else { return Err(wrong_type(self, value)) };
+        let host = text.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
+        let plain =
+            |h: &&str| !h.is_empty() && !h.contains(['/', '?', '#', '@']) && !h.contains(char::is_whitespace);
+        if host.filter(plain).is_none() {
+            return Err(format!("{} is not {}", quoted(text), self.allowed()));
+        }
+        Ok(Some(text.trim_end_matches('/').to_owned()))
+    }
+
+    fn allowed(&self) -> String {
+        "a URL \"https://HOST[:PORT]\"".to_owned()
+    }
+
+    fn show(&self, value: &Option<String>) -> Option<String> {
+        value.as_deref().map(quoted)
+    }
+}
+
 /// A node name; without it, taken from the machine.
 pub(super) struct NodeName;
 

@@ -20,7 +20,7 @@ impl Daemon {
         let engine = &self.attacher.engine;
         vec![
             Check::new("node", node, || format!("no Node object {} in the source", self.node)),
-            Check::new("source", self.synced.is_some(), || "not read yet".to_owned()),
+            Check::new("source", self.update.synced, || "not read in full yet".to_owned()),
             self.uplink_attached(),
             Check::new("snapshot", self.snapshot.generation > 0 && engine.acked() > 0, || {
                 let all = engine.workers();

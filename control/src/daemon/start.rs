@@ -8,6 +8,7 @@ use fastpath::snapshot::Settings;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::heartbeat::Heartbeat;
@@ -19,7 +20,7 @@ use crate::attach::AttachConfig;
 use crate::compile::tables::SnatSettings;
 use crate::config::{self, SnatPorts};
 use crate::netdev::{Preparer, ReservedPorts, Watcher};
-use crate::source::DirectorySource;
+use crate::source::Source;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
@@ -36,11 +37,13 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     // Listened for from the first moment: a stop that comes while starting must still restore devices.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    let source = DirectorySource::start(&config.source.path).context("source")?;
+    let node = config.node_name()?;
+    let source = Source::start(&config, &node).context("source")?;
     let mut updates = source.updates();
     let watcher = Watcher::start()?;
     let mut net = watcher.subscribe();
-    let mut daemon = start(config, updates.borrow_and_update().clone(), net.borrow_and_update().clone())?;
+    let known = (updates.borrow_and_update().clone(), source.state(), net.borrow_and_update().clone());
+    let mut daemon = start(config, node, known)?;
     let (asker, mut requests) = Asker::new();
     let (web, mut web_questions) = Web::new();
     daemon.web = daemon.config.http.listen.map(|addr| Server::new(addr, web));
@@ -48,9 +51,10 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let listener = tokio::net::UnixListener::from_std(instance.listen()?)?;
     let api = tokio::spawn(crate::api::serve(listener, Arc::new(asker)));
     daemon.learn(Arc::clone(&daemon.source));
+    // No snapshot, and no sign of life to programs of an earlier run, before the source is known in full.
+    let mut heartbeat = None;
     daemon.sync();
-    let heart = daemon.attacher.redirect.take_heartbeat().context("the heartbeat is taken")?;
-    let heartbeat = Heartbeat::start(heart, daemon.attacher.engine.pulse()).context("heartbeat thread")?;
+    daemon.begin(&mut heartbeat)?;
     tracing::info!(node = %daemon.node, generation = daemon.snapshot.generation, "running");
 
     let mut tick = interval(BEAT);
@@ -98,6 +102,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                 due = None;
                 daemon.sync();
+                daemon.begin(&mut heartbeat)?;
             }
         }
         if dirty && due.is_none() {
@@ -111,8 +116,11 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Result<Daemon> {
-    let node = config.node_name()?;
+fn start(
+    config: Config,
+    node: String,
+    (update, source_state, net): (Arc<Update>, Receiver<SourceState>, Arc<NetView>),
+) -> anyhow::Result<Daemon> {
     let missing = config.missing_cores().context("affinity mask")?;
     anyhow::ensure!(
         missing.is_empty(),
@@ -167,6 +175,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         attacher,
         resolver: Resolver::new()?,
         update,
+        source_state,
         net,
         snapshot: Arc::new(Snapshot::default()),
         published: None,
@@ -288,6 +297,16 @@ fn random_seed() -> anyhow::Result<u64> {
 }
 
 impl Daemon {
+    /// Starts the heartbeat once there is something to forward by.
+    fn begin(&mut self, heartbeat: &mut Option<Heartbeat>) -> anyhow::Result<()> {
+        if heartbeat.is_none() && self.synced.is_some() {
+            let heart = self.attacher.redirect.take_heartbeat().context("the heartbeat is taken")?;
+            let pulse = self.attacher.engine.pulse();
+            *heartbeat = Some(Heartbeat::start(heart, pulse).context("heartbeat thread")?);
+        }
+        Ok(())
+    }
+
     /// Leaves the kernel as it was found.
     fn stop(mut self) {
         for e in self.resolver.release_all() {

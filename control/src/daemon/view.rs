@@ -17,11 +17,11 @@ use super::{Daemon, enforced};
 use crate::api::server::{Answer, to_value};
 use crate::api::types::{
     Drop, Endpoint, Flow, Flows, Neighbor, Node, NodeRuntime, PortRow, PortStatus, Ports, Problem,
-    QueueStats, Reach, RouteRow, Runtime, Status, Sync, Tuple, Version, WorkerRuntime, WorkerStatus,
-    XdpCounter,
+    QueueStats, Reach, RouteRow, Runtime, SourceStatus, Status, Sync, Tuple, Version, WorkerRuntime,
+    WorkerStatus, XdpCounter,
 };
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
-use crate::config::Polling;
+use crate::config::{Polling, SourceKind};
 use crate::explain::Query;
 use crate::source::Severity;
 
@@ -103,6 +103,11 @@ impl Daemon {
             let errors = if wrong == 1 { "error" } else { "errors" };
             degraded.push(format!("source: {wrong} {errors}: what is wrong there is not in force"));
         }
+        let source = self.source_state.borrow().clone();
+        degraded.extend(source.trouble());
+        if source.kind == SourceKind::Kubernetes && self.source_state.has_changed().is_err() {
+            degraded.push("source: its thread has ended: no change is seen any more".to_owned());
+        }
         degraded.extend(self.stalled().map(|w| format!("worker {w} does not pass its loop")));
         let outlives = self.attacher.redirect.links_outlive_process();
         if self.config.xdp.on_failure == crate::config::OnFailure::Drop && !outlives {
@@ -119,7 +124,8 @@ impl Daemon {
             generation: self.snapshot.generation,
             acked_generation: engine.acked(),
             ready: self.ready(),
-            last_sync: Some(Sync::from(self.update.loaded_at)),
+            last_sync: self.update.synced.then(|| Sync::from(self.update.loaded_at)),
+            source: Some(SourceStatus::from(&source)),
             problems: self.update.problems.iter().map(Problem::from).collect(),
             ports: self.port_status(),
             workers: self.worker_status(),

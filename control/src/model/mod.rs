@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use fastpath::packet::Mac;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::lines::Lines;
 pub mod policy;
@@ -26,7 +27,7 @@ pub use service::{
 pub type Labels = BTreeMap<String, String>;
 
 /// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectName {
     /// Namespace (`default` when the manifest has none).
     pub namespace: String,
@@ -54,11 +55,31 @@ pub enum Origin {
     },
     /// The Kubernetes API.
     Api,
+    /// A certain object of the Kubernetes API: where something about it is wrong.
+    ApiObject {
+        /// Its kind, as `NetworkPolicy`.
+        kind: &'static str,
+        /// Its name; the namespace is empty for kinds that live in none.
+        name: ObjectName,
+    },
     /// No object: other objects imply it (a namespace by what lives in it).
     Implied,
 }
 
 impl Origin {
+    /// The API: what objects that are read back from saved state come from.
+    pub(crate) fn api() -> Self {
+        Origin::Api
+    }
+
+    /// The same, naming the object where the place alone does not tell it.
+    pub(crate) fn of(&self, kind: &'static str, name: &ObjectName) -> Self {
+        match self {
+            Origin::Api => Origin::ApiObject { kind, name: name.clone() },
+            other => other.clone(),
+        }
+    }
+
     /// Where a part of the object is, as `spec.ingress[1]`: the same file with the part's line, if lines are kept.
     #[must_use]
     pub fn part(&self, path: &str) -> Origin {
@@ -78,6 +99,10 @@ impl std::fmt::Display for Origin {
             Origin::File { path, line: 0, .. } => f.write_str(path),
             Origin::File { path, line, .. } => write!(f, "{path}:{line}"),
             Origin::Api => f.write_str("api"),
+            Origin::ApiObject { kind, name } if name.namespace.is_empty() => {
+                write!(f, "{kind} {}", name.name)
+            }
+            Origin::ApiObject { kind, name } => write!(f, "{kind} {name}"),
             Origin::Implied => f.write_str("implied"),
         }
     }
@@ -101,7 +126,7 @@ pub struct Model {
 }
 
 /// A Node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Name.
     pub name: String,
@@ -118,26 +143,30 @@ pub struct Node {
     /// Addresses that it has inside the overlay, by annotations: its processes speak to pods from them.
     pub tunnel_addresses: Vec<IpAddr>,
     /// MAC address of its VTEP for IPv4 outer headers, if an annotation names one.
+    #[serde(with = "mac")]
     pub vtep_mac_v4: Option<Mac>,
     /// MAC address of its VTEP for IPv6 outer headers, if an annotation names one.
+    #[serde(with = "mac")]
     pub vtep_mac_v6: Option<Mac>,
     /// Where it was read.
+    #[serde(skip, default = "Origin::api")]
     pub origin: Origin,
 }
 
 /// A Namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     /// Name.
     pub name: String,
     /// Labels.
     pub labels: Labels,
     /// Where it was read.
+    #[serde(skip, default = "Origin::api")]
     pub origin: Origin,
 }
 
 /// A Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
@@ -158,9 +187,26 @@ pub struct Pod {
     /// Host side of its veth, by annotation `fastpath.io/interface`.
     pub interface: Option<String>,
     /// MAC address of its side of the veth, by annotation `fastpath.io/mac`.
+    #[serde(with = "mac")]
     pub mac: Option<Mac>,
     /// Path of its network namespace, by annotation `fastpath.io/netns`.
     pub netns: Option<std::path::PathBuf>,
     /// Where it was read.
+    #[serde(skip, default = "Origin::api")]
     pub origin: Origin,
+}
+
+/// MAC addresses as text: the dataplane's own type knows nothing of serde.
+mod mac {
+    use fastpath::packet::Mac;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(mac: &Option<Mac>, to: S) -> Result<S::Ok, S::Error> {
+        mac.map(|m| m.to_string()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mac>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|t| t.parse().map_err(D::Error::custom)).transpose()
+    }
 }

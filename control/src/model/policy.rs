@@ -6,11 +6,12 @@ use std::fmt;
 use fastpath::packet::proto;
 use fastpath::tables::policy::Direction;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{ObjectName, Origin, Selector};
 
 /// A NetworkPolicy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkPolicy {
     /// Namespace and name.
     pub name: ObjectName,
@@ -25,6 +26,7 @@ pub struct NetworkPolicy {
     /// Egress rules in the order written; without effect when `isolates_egress` is false.
     pub egress: Vec<Rule>,
     /// Where it was read.
+    #[serde(skip, default = "Origin::api")]
     pub origin: Origin,
 }
 
@@ -40,18 +42,19 @@ impl NetworkPolicy {
 }
 
 /// One ingress or egress rule: allows what matches one of its peers and one of its ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// `from` or `to`; empty means every peer.
     pub peers: Vec<Peer>,
     /// `ports`; empty means every port of every protocol.
     pub ports: Vec<PortMatch>,
     /// Where the rule was read.
+    #[serde(skip, default = "Origin::api")]
     pub origin: Origin,
 }
 
 /// One entry of `from` or `to`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Peer {
     /// Pods by labels; never pods on the host network.
     Pods {
@@ -65,7 +68,7 @@ pub enum Peer {
 }
 
 /// In which namespaces a peer's pods are.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum NamespaceScope {
     /// The policy's own (no `namespaceSelector`).
     Own,
@@ -74,7 +77,7 @@ pub enum NamespaceScope {
 }
 
 /// `ipBlock`: a network without some of its subnets. Host bits are zero.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IpBlock {
     /// The network.
     pub cidr: IpNet,
@@ -83,7 +86,7 @@ pub struct IpBlock {
 }
 
 /// One entry of `ports`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortMatch {
     /// Protocol (TCP by default).
     pub protocol: Protocol,
@@ -92,7 +95,7 @@ pub struct PortMatch {
 }
 
 /// The ports of a [`PortMatch`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PortSpec {
     /// Every port of the protocol.
     Any,
@@ -103,7 +106,7 @@ pub enum PortSpec {
 }
 
 /// The protocols that policies and services name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     /// TCP.
     Tcp,

@@ -4,11 +4,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{ObjectName, Origin, Protocol};
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
@@ -35,11 +36,12 @@ pub struct Service {
     /// `trafficDistribution`.
     pub traffic_distribution: Option<TrafficDistribution>,
     /// Where it was read.
+    #[serde(skip, default = "Origin::api")]
     pub origin: Origin,
 }
 
 /// What kind of frontends a Service has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ServiceKind {
     /// `type: ClusterIP` with an address.
     ClusterIp,
@@ -54,7 +56,7 @@ pub enum ServiceKind {
 }
 
 /// `trafficDistribution` of a Service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TrafficDistribution {
     /// `PreferClose` or `PreferSameZone`: endpoints hinted for the client's zone.
     PreferSameZone,
@@ -63,7 +65,7 @@ pub enum TrafficDistribution {
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Name; empty when the Service has one unnamed port. Endpoint slices are matched by it.
     pub name: String,
@@ -76,7 +78,7 @@ pub struct ServicePort {
 }
 
 /// An EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name.
     pub name: ObjectName,
@@ -89,11 +91,12 @@ pub struct EndpointSlice {
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
     /// Where it was read.
+    #[serde(skip, default = "Origin::api")]
     pub origin: Origin,
 }
 
 /// One port of an EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Name: that of the Service's port.
     pub name: String,
@@ -104,7 +107,7 @@ pub struct EndpointPort {
 }
 
 /// One endpoint of an EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its address (the first of `addresses`: the others are to be ignored, by the API's text).
     pub address: IpAddr,

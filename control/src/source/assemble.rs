@@ -79,16 +79,6 @@ impl FileObjects {
     }
 }
 
-impl Kind {
-    fn api(&self) -> String {
-        if self.group.is_empty() {
-            self.version.to_owned()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
-    }
-}
-
 enum Known {
     Kind(&'static Kind),
     OtherVersion(&'static Kind),
@@ -176,7 +166,7 @@ fn imply_namespaces(objects: &BTreeMap<Key, Object>, model: &mut Model) {
     }
 }
 
-fn warn(origin: &Origin, reason: String) -> Problem {
+pub(super) fn warn(origin: &Origin, reason: String) -> Problem {
     Problem { origin: origin.clone(), severity: Severity::Warning, reason }
 }
 
@@ -231,7 +221,7 @@ fn settle_interfaces(model: &mut Model, problems: &mut Vec<Problem>) {
 }
 
 /// Nodes whose pod CIDRs overlap: routes to them cannot both be right.
-fn overlapping_cidrs(model: &Model, problems: &mut Vec<Problem>) {
+pub(super) fn overlapping_cidrs(model: &Model, problems: &mut Vec<Problem>) {
     let mut all: Vec<_> = model
         .nodes
         .values()
@@ -245,7 +235,8 @@ fn overlapping_cidrs(model: &Model, problems: &mut Vec<Problem>) {
             Some((outer, other)) if outer.contains(cidr) => {
                 let reason =
                     format!("pod CIDR {cidr} of Node {} overlaps {outer} of Node {other}", node.name);
-                problems.push(warn(&node.origin, reason));
+                let name = ObjectName { namespace: String::new(), name: node.name.clone() };
+                problems.push(warn(&node.origin.of("Node", &name), reason));
             }
             _ => open = Some((*cidr, &node.name)),
         }

@@ -128,7 +128,12 @@ impl Loader {
 
     /// What the last reading gave.
     pub(super) fn update(&self) -> Update {
-        Update { model: self.model.clone(), problems: self.problems.clone(), loaded_at: self.loaded_at }
+        Update {
+            model: self.model.clone(),
+            problems: self.problems.clone(),
+            loaded_at: self.loaded_at,
+            synced: true,
+        }
     }
 
     /// Reads the folder again; without it, all stays in force and the problem says so. Whether anything changed.

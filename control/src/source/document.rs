@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::kinds::Kind;
 use super::yaml::SyntaxError;
 use super::{Problem, Severity, json, names, yaml};
 use crate::lines::Lines;
@@ -16,13 +17,22 @@ use crate::model::{ObjectName, Origin};
 /// One object.
 #[derive(Clone, Debug)]
 pub(super) struct Document {
-    path: Arc<str>,
+    place: Place,
     value: Value,
     lines: Lines,
     /// `apiVersion`.
     pub(super) api_version: String,
     /// `kind`.
     pub(super) kind: String,
+}
+
+/// Where an object was read.
+#[derive(Clone, Debug)]
+enum Place {
+    /// A manifest.
+    File(Arc<str>),
+    /// The Kubernetes API; the object's kind as [`super::kinds::KINDS`] has it.
+    Api(&'static str),
 }
 
 /// What a mistake in an object says: where and why.
@@ -79,7 +89,7 @@ fn open(
     let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else { return };
     let items_of = kind.strip_suffix("List").filter(|_| object.contains_key("items"));
     let Some(item_kind) = items_of else {
-        return out.push(Ok(Document { path: path.clone(), value, lines, api_version, kind }));
+        return out.push(Ok(Document { place: Place::File(path.clone()), value, lines, api_version, kind }));
     };
     match object.remove("items") {
         Some(Value::Array(items)) => {
@@ -97,15 +107,29 @@ fn open(
 }
 
 impl Document {
+    /// An object as the API sends it (in lists without `apiVersion` and `kind`).
+    pub(super) fn of_api(kind: &Kind, value: Value) -> Self {
+        let (api_version, name) = (kind.api(), kind.kind.to_owned());
+        Self { place: Place::Api(kind.kind), value, lines: Lines::default(), api_version, kind: name }
+    }
+
     /// Where the object starts, without the lines of its parts.
     pub(super) fn origin(&self) -> Origin {
-        Origin::File { path: self.path.clone(), line: self.lines.line(), parts: None }
+        match &self.place {
+            Place::File(path) => Origin::File { path: path.clone(), line: self.lines.line(), parts: None },
+            Place::Api(_) => Origin::Api,
+        }
     }
 
     /// Where the object and each part of it is, for citing single rules of it.
     pub(super) fn origin_with_parts(&self) -> Origin {
-        let parts = Some(Arc::new(self.lines.clone()));
-        Origin::File { path: self.path.clone(), line: self.lines.line(), parts }
+        match &self.place {
+            Place::File(path) => {
+                let parts = Some(Arc::new(self.lines.clone()));
+                Origin::File { path: path.clone(), line: self.lines.line(), parts }
+            }
+            Place::Api(_) => Origin::Api,
+        }
     }
 
     /// Line of a part, as `spec.ingress[1]`; of the nearest part above it that exists when it does not.
@@ -115,7 +139,17 @@ impl Document {
 
     /// A problem of this object.
     pub(super) fn problem(&self, severity: Severity, fault: Fault) -> Problem {
-        Problem::in_file(severity, &self.path, fault.line, fault.reason)
+        match &self.place {
+            Place::File(path) => Problem::in_file(severity, path, fault.line, fault.reason),
+            Place::Api(kind) => {
+                let text = |key: &str| {
+                    let value = self.value.get("metadata").and_then(|m| m.get(key)?.as_str());
+                    value.unwrap_or_default().to_owned()
+                };
+                let name = ObjectName { namespace: text("namespace"), name: text("name") };
+                Problem { origin: Origin::ApiObject { kind, name }, severity, reason: fault.reason }
+            }
+        }
     }
 
     /// `metadata.namespace` (`default` when there is none) and `metadata.name`, as far as they can be read.

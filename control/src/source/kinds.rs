@@ -26,29 +26,51 @@ pub(super) struct Kind {
     pub(super) version: &'static str,
     /// Kind.
     pub(super) kind: &'static str,
+    /// What the API's paths call it.
+    pub(super) plural: &'static str,
     /// Whether objects of it live in a namespace.
     pub(super) namespaced: bool,
     /// Decodes one; warnings go to the second argument.
     pub(super) load: fn(&Document, &mut Vec<Problem>) -> Result<Object, Vec<Fault>>,
 }
 
+impl Kind {
+    /// `apiVersion` of its objects.
+    pub(super) fn api(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+}
+
 /// Every kind that is read; others are reported as ignored.
 pub(super) const KINDS: &[Kind] = &[
-    Kind { group: "", version: "v1", kind: "Node", namespaced: false, load: node },
-    Kind { group: "", version: "v1", kind: "Namespace", namespaced: false, load: namespace },
-    Kind { group: "", version: "v1", kind: "Pod", namespaced: true, load: pod },
+    Kind { group: "", version: "v1", kind: "Node", plural: "nodes", namespaced: false, load: node },
+    Kind {
+        group: "",
+        version: "v1",
+        kind: "Namespace",
+        plural: "namespaces",
+        namespaced: false,
+        load: namespace,
+    },
+    Kind { group: "", version: "v1", kind: "Pod", plural: "pods", namespaced: true, load: pod },
     Kind {
         group: "networking.k8s.io",
         version: "v1",
         kind: "NetworkPolicy",
+        plural: "networkpolicies",
         namespaced: true,
         load: network_policy,
     },
-    Kind { group: "", version: "v1", kind: "Service", namespaced: true, load: service },
+    Kind { group: "", version: "v1", kind: "Service", plural: "services", namespaced: true, load: service },
     Kind {
         group: "discovery.k8s.io",
         version: "v1",
         kind: "EndpointSlice",
+        plural: "endpointslices",
         namespaced: true,
         load: endpoint_slice,
     },

@@ -122,7 +122,7 @@ fn settings_change_between_two_lives() {
     let mut lab = Lab::start(LabSpec::default());
     lab.node_mut("a").daemon().kill();
     lab.spec.on_failure = "pass";
-    lab.node("a").write_config(&lab.spec, lab.manifests.dir());
+    lab.node("a").write_config(&lab.spec, &lab.manifests);
     lab.node_mut("a").start_daemon();
     lab.wait_pods(0);
     everything_crosses(&lab, "a1", "b1");

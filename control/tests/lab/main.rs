@@ -5,6 +5,9 @@
 //! others are Linux alone. `traffic` talks between them. Labs name everything by the process that made
 //! them, so that several can run side by side; whatever happens, they leave nothing behind.
 //!
+//! With `FASTPATH_LAB_SOURCE=kubernetes` (`scripts/test.sh --lab-by-api`) the daemons follow a real API server that runs
+//! in the underlay, and what tests write to the folder is applied to it.
+//!
 //! | Module | Shows |
 //! |---|---|
 //! | `selftest` | the helpers themselves, over the kernel's own forwarding |
@@ -15,6 +18,7 @@
 //! | `pinhole` | the node's own traffic, whatever becomes of the daemon |
 //! | `lifecycle` | restart, graceful stop, several daemons |
 //! | `churn` | pods, routes and neighbours that come and go under traffic; 100 pods |
+//! | `by_api` | a real API server as the source: away, killed, back |
 //! | `manifests` | the folder of YAML: changes, mistakes |
 //! | `cli` | exit codes, JSON, help |
 //! | `conformance` | NetworkPolicy: everybody asks everybody under many sets of policies |
@@ -29,6 +33,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
 
+#[path = "../apiserver/mod.rs"]
+mod apiserver;
+mod by_api;
 mod churn;
 mod cli;
 mod cni;

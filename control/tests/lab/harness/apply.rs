@@ -37,11 +37,14 @@ impl Lab {
         let before: Vec<u64> = ours().map(|n| n.cli().status().generation()).collect();
         change();
         let written = Timestamp::now();
+        let versions = self.manifests.versions();
         for (node, before) in ours().zip(before) {
             let mut read = None;
             let status = eventually(&format!("{} has the change", node.spec.name), LIMIT, || {
                 let status = node.cli().try_status()?;
-                if !status.read_since(written) {
+                let seen =
+                    versions.as_ref().map_or_else(|| status.read_since(written), |v| status.has_seen(v));
+                if !seen {
                     return None;
                 }
                 let read = *read.get_or_insert_with(Instant::now);

@@ -175,6 +175,12 @@ impl Status {
         read.is_some_and(|read| read.as_millisecond() >= moment.as_millisecond())
     }
 
+    /// Whether the source has seen these versions of the API, or later ones, by kind.
+    pub(crate) fn has_seen(&self, versions: &BTreeMap<String, u64>) -> bool {
+        let seen = |kind: &str| self.0["source"]["versions"][kind].as_str()?.parse::<u64>().ok();
+        versions.iter().all(|(kind, wanted)| seen(kind).is_some_and(|have| have >= *wanted))
+    }
+
     /// What is wrong, in the daemon and in its source, as text.
     pub(crate) fn complaints(&self) -> String {
         format!("degraded {}, problems {}", self.0["degraded"], self.0["problems"])

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::kernel;
 use super::manifest::{self, Manifests, PodManifest};
+use super::mirror::Mirror;
 use super::node::{Node, default_routes, plug};
 use super::ns::{self, NetNs};
 use super::pod::{Pod, Wiring};
@@ -56,7 +57,7 @@ impl Lab {
         let prefix = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let root = Root(std::env::temp_dir().join(&prefix));
         std::fs::create_dir_all(&root.0).expect("make the lab's folder");
-        let manifests = Manifests::create(&root.0);
+        let mut manifests = Manifests::create(&root.0);
         let fabric = NetNs::create(&format!("{prefix}-fabric"));
         for subnet in [0, 1] {
             fabric.ip([
@@ -72,6 +73,9 @@ impl Lab {
         }
         fabric.sysctl("ipv4/ip_forward", "1");
         fabric.sysctl("ipv6/conf/all/forwarding", "1");
+        if spec.by_api {
+            manifests.mirror_to(Mirror::start(&fabric, underlay(0, ROUTER, Family::V4)));
+        }
         let outside = NetNs::create(&format!("{prefix}-outside"));
         plug(&spec, &outside, UPLINK, &fabric, "to-outside", 0, OUTSIDE);
         default_routes(&outside, 0);
@@ -190,7 +194,7 @@ impl Lab {
 
     fn add_node(&mut self, number: u16) {
         let node = Node::create(&self.prefix, &self.root.0, &self.spec, number, &self.fabric);
-        node.write_config(&self.spec, self.manifests.dir());
+        node.write_config(&self.spec, &self.manifests);
         self.manifests.write(&format!("node-{}.yaml", node.spec.name), &manifest::node(&self.spec, number));
         match node.spec.kind {
             Kind::Kernel => match self.spec.overlay {

@@ -1,14 +1,21 @@
 //! The Kubernetes objects of a lab as YAML files in the folder its daemons watch.
+//!
+//! With `FASTPATH_LAB_SOURCE=kubernetes` the daemons follow an API server, which gets what the files say.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::mirror::Mirror;
 use super::spec::{Family, Kind, LabSpec, mac_text, pod_cidr, underlay, vtep_mac};
+use crate::apiserver::Server;
 
 /// The folder and what is written to it.
 #[derive(Debug)]
 pub(crate) struct Manifests {
     dir: PathBuf,
     staging: PathBuf,
+    /// Where the daemons' objects come from, if not from the folder.
+    mirror: Option<Mirror>,
 }
 
 impl Manifests {
@@ -17,7 +24,32 @@ impl Manifests {
         let (dir, staging) = (root.join("manifests"), root.join("staging"));
         std::fs::create_dir_all(&dir).expect("make the manifests folder");
         std::fs::create_dir_all(&staging).expect("make the staging folder");
-        Manifests { dir, staging }
+        Manifests { dir, staging, mirror: None }
+    }
+
+    /// Gives the daemons an API server instead of the folder.
+    pub(crate) fn mirror_to(&mut self, mirror: Mirror) {
+        self.mirror = Some(mirror);
+    }
+
+    /// The API server, of a lab that has one.
+    pub(crate) fn server(&mut self) -> &mut Server {
+        self.mirror.as_mut().expect("the lab is by_api").server()
+    }
+
+    /// Keys of section `[source]` for the daemons.
+    pub(crate) fn source_keys(&self) -> String {
+        match &self.mirror {
+            Some(mirror) => {
+                format!("kind = \"kubernetes\"\nkubeconfig = \"{}\"", mirror.kubeconfig().display())
+            }
+            None => format!("kind = \"directory\"\npath = \"{}\"", self.dir.display()),
+        }
+    }
+
+    /// What a daemon has seen of the API once it has seen all that is written now: version by kind. `None` without an API.
+    pub(crate) fn versions(&self) -> Option<BTreeMap<String, u64>> {
+        self.mirror.as_ref().map(Mirror::versions)
     }
 
     /// The folder to watch.
@@ -30,24 +62,34 @@ impl Manifests {
         let staged = self.staging.join(file);
         std::fs::write(&staged, text).expect("write a manifest");
         std::fs::rename(&staged, self.dir.join(file)).expect("move a manifest into the folder");
+        if let Some(mirror) = &self.mirror {
+            mirror.put(file, text);
+        }
     }
 
     /// Removes all files of the folder and returns them, by name and text.
     pub(crate) fn take_all(&self) -> Vec<(String, String)> {
         let entries = std::fs::read_dir(&self.dir).expect("list the manifests");
-        entries
+        let all: Vec<(String, String)> = entries
             .map(|entry| {
                 let path = entry.expect("an entry").path();
                 let text = std::fs::read_to_string(&path).expect("read a manifest");
                 std::fs::remove_file(&path).expect("remove a manifest");
                 (path.file_name().and_then(|n| n.to_str()).expect("a name").to_owned(), text)
             })
-            .collect()
+            .collect();
+        if let Some(mirror) = &self.mirror {
+            all.iter().for_each(|(file, _)| mirror.put(file, ""));
+        }
+        all
     }
 
     /// Removes a file of the folder.
     pub(crate) fn remove(&self, file: &str) {
         std::fs::remove_file(self.dir.join(file)).expect("remove a manifest");
+        if let Some(mirror) = &self.mirror {
+            mirror.put(file, "");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod daemon;
 pub(crate) mod kernel;
 pub(crate) mod lab;
 pub(crate) mod manifest;
+pub(crate) mod mirror;
 pub(crate) mod node;
 pub(crate) mod ns;
 pub(crate) mod object;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::cli::Cli;
 use super::daemon::Daemon;
-use super::manifest::node_name;
+use super::manifest::{Manifests, node_name};
 use super::ns::NetNs;
 use super::spec::{Family, Kind, LabSpec, NodeSpec, ROUTER, UPLINK, VNI, underlay};
 
@@ -76,7 +76,7 @@ impl Node {
     }
 
     /// Writes the config file.
-    pub(crate) fn write_config(&self, lab: &LabSpec, manifests: &Path) {
+    pub(crate) fn write_config(&self, lab: &LabSpec, manifests: &Manifests) {
         std::fs::write(&self.config, self.config_text(lab, manifests)).expect("write the config");
     }
 
@@ -99,7 +99,7 @@ impl Node {
         log.lines().filter(|l| l.contains("detached") && l.contains(&device)).count()
     }
 
-    fn config_text(&self, lab: &LabSpec, manifests: &Path) -> String {
+    fn config_text(&self, lab: &LabSpec, manifests: &Manifests) -> String {
         let (vni, port) = lab.overlay.map_or((VNI, 4789), super::overlay::Overlay::vni_and_port);
         let mut text = format!(
             "[node]
@@ -114,8 +114,7 @@ log = \"debug\"
 listen = \"{http}\"
 
 [source]
-kind = \"directory\"
-path = \"{manifests}\"
+{source}
 
 [xdp]
 mode = \"{mode}\"
@@ -136,7 +135,7 @@ port = {port}
             name = node_name(self.spec.name),
             state = self.state_dir.display(),
             data = self.data_dir.display(),
-            manifests = manifests.display(),
+            source = manifests.source_keys(),
             mode = lab.xdp_mode,
             on_failure = lab.on_failure,
             stale = lab.stale_after_ms,

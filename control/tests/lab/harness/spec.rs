@@ -127,6 +127,8 @@ pub(crate) struct LabSpec {
     pub(crate) http: &'static str,
     /// More of the config file: whole sections.
     pub(crate) more_config: String,
+    /// The daemons follow a real API server instead of the folder.
+    pub(crate) by_api: bool,
 }
 
 impl Default for LabSpec {
@@ -150,6 +152,7 @@ impl Default for LabSpec {
             capabilities: None,
             http: HTTP,
             more_config: String::new(),
+            by_api: super::mirror::wanted(),
         }
     }
 }

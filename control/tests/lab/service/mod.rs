@@ -66,6 +66,7 @@ pub(crate) fn objects(lab: &Lab, backends: &[(&str, Condition)], more: &Value) -
     let mut spec = json!({
         "clusterIP": cluster_ip(Family::V4),
         "clusterIPs": Family::BOTH.map(cluster_ip),
+        "ipFamilyPolicy": "RequireDualStack",
         "ipFamilies": ["IPv4", "IPv6"],
         "ipFamilyPolicy": "RequireDualStack",
         "ports": ports(false),
