@@ -274,6 +274,66 @@ fn flows_end_with_their_backend() {
 }
 
 #[test]
+fn a_connection_after_the_end_of_one_takes_a_current_backend() {
+    for v6 in [false, true] {
+        for reset in [false, true] {
+            let one = Backend { addr: pod(v6, 1, 2), port: 80 };
+            let two = Backend { addr: pod(v6, 1, 3), port: 80 };
+            let mut a = bed(1);
+            set_services(&a, &[service(vip(v6, 1), 80, vec![one])]);
+            let segment = |flags| from_pod(1, 1, Spec::tcp(pod(v6, 1, 1), vip(v6, 1), 4000, 80, flags));
+            let from_backend =
+                |n, flags| from_pod(1, n, Spec::tcp(pod(v6, 1, n), pod(v6, 1, 1), 80, 4000, flags));
+            let fin = tcp::control::FIN | ACK;
+            let mut frames = vec![(1, segment(SYN)), (2, from_backend(2, SYN | ACK)), (1, segment(ACK))];
+            if reset {
+                frames.push((1, segment(tcp::control::RST)));
+            } else {
+                frames.extend([(1, segment(fin)), (2, from_backend(2, fin)), (1, segment(ACK))]);
+            }
+            for (n, frame) in frames {
+                a.send(pod_port(n), &frame);
+                assert_eq!(a.run().len(), 1);
+            }
+            // The backend is there still, but takes no new connections.
+            set_services(&a, &[Service { unready: vec![one], ..service(vip(v6, 1), 80, vec![two]) }]);
+            a.send(pod_port(1), &segment(SYN));
+            let got = a.run();
+            let [(port, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+            assert_eq!((*port, seen(frame).dst), (pod_port(3), two.addr), "reset={reset}");
+            a.send(pod_port(3), &from_backend(3, SYN | ACK));
+            let got = a.run();
+            assert_eq!(seen(&got[0].1).src, vip(v6, 1));
+            // And what is narrowed meanwhile holds for it.
+            a.send(pod_port(1), &segment(tcp::control::RST));
+            assert_eq!(a.run().len(), 1);
+            let narrowed =
+                Service { ranges: vec![(client(v6, 0).into(), 24)], ..service(vip(v6, 1), 80, vec![two]) };
+            set_services(&a, &[narrowed]);
+            a.send(pod_port(1), &segment(SYN));
+            assert_eq!(a.run(), []);
+            assert_eq!(a.drops(), [(DropReason::SourceRangeDenied, 1)].into());
+        }
+    }
+}
+
+#[test]
+fn a_syn_from_outside_ends_no_masked_connection() {
+    let mut a = bed(1);
+    a.send(pod_port(1), &from_pod(1, 1, Spec::tcp(pod(false, 1, 1), client(false, 9), 4000, 443, SYN)));
+    let masked = seen(&a.run()[0].1);
+    let back = masked.reversed();
+    let segment = |flags| from_outside(1, Spec::tcp(back.src, back.dst, back.sport, back.dport, flags));
+    a.send(UPLINK, &segment(SYN | ACK));
+    assert_eq!(a.run().len(), 1);
+    a.send(UPLINK, &segment(SYN));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::NatNoFlow, 1)].into());
+    a.send(UPLINK, &segment(ACK));
+    assert_eq!(a.run().len(), 1);
+}
+
+#[test]
 fn icmp_errors_are_translated_inside_and_out() {
     for v6 in [false, true] {
         let backend = Backend { addr: pod(v6, 1, 2), port: 8080 };

@@ -284,7 +284,8 @@ section! {
         "entries_v4" entries_v4: u32 = 262_144, power_of_two(1024, 16_777_216);
         /// Entries of the IPv6 flow table, which all workers share; a flow takes two of 128 bytes. Taken at start.
         "entries_v6" entries_v6: u32 = 65_536, power_of_two(1024, 16_777_216);
-        /// Whether a TCP segment in the middle of a connection may open a flow ("deny" drops it as `tcp_no_flow`).
+        /// Whether a TCP segment in the middle of a connection may open a flow ("deny" drops it as `tcp_no_flow`). For ten
+        /// minutes after the start it may be of either direction, for connections that a restart has forgotten.
         "tcp_pickup" tcp_pickup: TcpPickup = TcpPickup::Allow, OneOf;
     }
 }

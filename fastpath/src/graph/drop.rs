@@ -119,6 +119,8 @@ drop_reasons! {
     TunnelErrorShort = "tunnel_error_short",
     /// No free slot in the flow table and nothing that may be evicted.
     FlowTableFull = "flow_table_full",
+    /// Another worker was changing its flow at that very moment; the sender's next attempt is decided.
+    FlowBusy = "flow_busy",
     /// Not enough headroom in the frame for the outer header.
     NoHeadroom = "no_headroom",
     /// The port it should leave by was removed.

@@ -64,6 +64,10 @@ impl Node for Route {
         if masked && self.exhausted.lately(&translated, cx.now) {
             return Next::Drop(DropReason::SnatExhausted);
         }
+        // Only now: what the packet is denied for must not end the flow whose key it has.
+        if setup.replaces.is_some_and(|at| !cx.flows.remove(at) && cx.flows.pair(at).is_some()) {
+            return Next::Drop(DropReason::FlowBusy);
+        }
         for translated in Candidates::new(&original, &translated, setup.source, &cx.snap.snat) {
             let transforms = ways.transforms(&setup, &translated);
             match install(cx, &setup, &translated, &transforms, &meta) {
