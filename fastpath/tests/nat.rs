@@ -334,6 +334,99 @@ fn a_syn_from_outside_ends_no_masked_connection() {
 }
 
 #[test]
+fn a_search_without_end_is_not_begun_by_each_packet() {
+    let backend = Backend { addr: pod(false, 1, 2), port: 8080 };
+    let mut a = bed(1);
+    a.publish(|s| {
+        let mut snat = (*s.snat).clone();
+        (snat.first, snat.last) = (50_000, 50_299);
+        s.snat = snat.into();
+    });
+    set_services(&a, &[service(vip(false, 1), 80, vec![backend])]);
+    // Every port that a flow to the backend could have is taken by one of the pod's own.
+    let direct = |sport| from_pod(1, 1, Spec::udp(pod(false, 1, 1), backend.addr, sport, 8080));
+    for sport in (50_000..50_300).chain([4000]) {
+        a.send(pod_port(1), &direct(sport));
+        assert_eq!(a.run().len(), 1);
+    }
+    let through = |sport| from_pod(1, 1, Spec::udp(pod(false, 1, 1), vip(false, 1), sport, 80));
+    a.send(pod_port(1), &through(4000));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::SnatExhausted, 1)].into());
+    // One becomes free (the pod's flow ends with its pod's route), but for a moment nobody looks.
+    let free = FlowKey { sport: 50_007, ..seen(&direct(0)) };
+    let seed = a.worker.flows().seed();
+    let hit = a.worker.flows().lookup(&free, free.hash(seed), fastpath::tables::flow::Millis(0)).unwrap();
+    assert!(a.worker.flows().remove(hit.at));
+    a.send(pod_port(1), &through(4000));
+    assert_eq!(a.run(), [], "the range is not searched again at once");
+    // A port of its own that is free is taken even then.
+    a.send(pod_port(1), &through(4001));
+    assert_eq!(a.run().len(), 1);
+    a.advance(Duration::from_millis(20));
+    a.send(pod_port(1), &through(4000));
+    let got = a.run();
+    assert_eq!(seen(&got[0].1).sport, 50_007);
+}
+
+#[test]
+fn what_nobody_answers_gives_way_when_no_port_is_left() {
+    for v6 in [false, true] {
+        let mut a = bed(1);
+        a.publish(|s| {
+            let mut snat = (*s.snat).clone();
+            (snat.first, snat.last) = (50_000, 50_007);
+            s.snat = snat.into();
+        });
+        let query = |n, sport| from_pod(1, n, Spec::udp(pod(v6, 1, n), client(v6, 9), sport, 53));
+        // One is answered; the others fill the range.
+        a.send(pod_port(2), &query(2, 7));
+        let answered = a.run().remove(0).1;
+        a.send(UPLINK, &answer(&answered));
+        assert_eq!(a.run().len(), 1);
+        for sport in 1..=7 {
+            a.send(pod_port(1), &query(1, sport));
+            assert_eq!(a.run().len(), 1);
+        }
+        a.advance(Duration::from_millis(1900));
+        a.send(pod_port(3), &query(3, 1));
+        assert_eq!(a.run(), [], "they may be answered yet");
+        assert_eq!(a.drops(), [(DropReason::SnatExhausted, 1)].into());
+        a.advance(Duration::from_millis(200));
+        let mut ports = Vec::new();
+        for sport in 1..=7 {
+            a.send(pod_port(3), &query(3, sport));
+            let got = a.run();
+            assert_eq!(got.len(), 1, "{sport} {:?}", a.drops());
+            ports.push(seen(&got[0].1).sport);
+        }
+        ports.push(seen(&answered).sport);
+        ports.sort_unstable();
+        assert_eq!(
+            ports,
+            (50_000..=50_007).collect::<Vec<_>>(),
+            "each one's own, and none of the answered one"
+        );
+        a.send(UPLINK, &answer(&answered));
+        assert_eq!(a.run()[0].0, pod_port(2));
+    }
+}
+
+#[test]
+fn without_a_way_back_nothing_is_translated() {
+    let mut a = bed(1);
+    set_services(&a, &[node_port(true, 30_080, vec![Backend { addr: pod(true, 1, 1), port: 80 }])]);
+    a.publish(|s| {
+        let default = fastpath::tables::Prefix::new("::".parse().unwrap(), 0).unwrap();
+        let kept: Vec<_> = s.routes.iter().filter(|(p, _)| *p != default).map(|(p, r)| (p, *r)).collect();
+        s.routes = kept.into_iter().collect();
+    });
+    a.send(UPLINK, &from_outside(1, Spec::udp(client(true, 7), underlay(true, 1), 5555, 30_080)));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::NoRoute, 1)].into());
+}
+
+#[test]
 fn icmp_errors_are_translated_inside_and_out() {
     for v6 in [false, true] {
         let backend = Backend { addr: pod(v6, 1, 2), port: 8080 };
