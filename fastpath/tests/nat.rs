@@ -427,6 +427,26 @@ fn without_a_way_back_nothing_is_translated() {
 }
 
 #[test]
+fn only_cluster_addresses_are_nobody_elses() {
+    // A machine outside that has an external address: what is no port of the service's is its own.
+    let mut a = bed(1);
+    let (own, external) = (vip(false, 1), client(false, 50));
+    let backend = Backend { addr: pod(false, 1, 2), port: 80 };
+    let outer = Service { external: true, ..service(external, 80, vec![backend]) };
+    set_services(&a, &[service(own, 80, vec![backend]), outer]);
+    for (to, dport, port) in
+        [(own, 80, Some(pod_port(2))), (external, 80, Some(pod_port(2))), (external, 22, Some(UPLINK))]
+    {
+        a.send(pod_port(1), &from_pod(1, 1, Spec::tcp(pod(false, 1, 1), to, 4000 + dport, dport, SYN)));
+        assert_eq!(a.run().first().map(|(p, _)| *p), port, "{to:?} {dport}");
+    }
+    assert_eq!(a.drops(), BTreeMap::new());
+    a.send(pod_port(1), &from_pod(1, 1, Spec::tcp(pod(false, 1, 1), own, 4000, 22, SYN)));
+    assert_eq!(a.run().len(), 1, "a reset");
+    assert_eq!(a.drops(), [(DropReason::ServicePortUnknown, 1)].into());
+}
+
+#[test]
 fn icmp_errors_are_translated_inside_and_out() {
     for v6 in [false, true] {
         let backend = Backend { addr: pod(v6, 1, 2), port: 8080 };

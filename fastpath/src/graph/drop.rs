@@ -91,7 +91,7 @@ drop_reasons! {
     NoLocalBackend = "no_local_backend",
     /// From a client that is not in the service's `loadBalancerSourceRanges`.
     SourceRangeDenied = "source_range_denied",
-    /// For a service's address, but none of its ports (the sender gets a reset or ICMP port unreachable).
+    /// For a service's cluster address, but none of its ports (the sender gets a reset or ICMP port unreachable).
     ServicePortUnknown = "service_port_unknown",
     /// Of a flow whose backend is gone (TCP: the sender gets a reset).
     BackendGone = "backend_gone",

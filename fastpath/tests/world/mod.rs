@@ -111,7 +111,7 @@ pub fn set_services(bed: &Bed, services: &[Service]) {
                 None => drop(table.node_ports.insert((s.v4, p, s.port), frontend.clone())),
             }
         }
-        table.addresses.extend(s.addr);
+        table.addresses.extend(s.addr.filter(|_| !s.external));
     }
     table.nodes.extend([(false, 1), (false, 2), (true, 1), (true, 2)].map(|(v6, n)| underlay(v6, n)));
     bed.publish(|s| s.services = Arc::new(table));
