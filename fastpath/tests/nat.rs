@@ -447,6 +447,32 @@ fn only_cluster_addresses_are_nobody_elses() {
 }
 
 #[test]
+fn an_outside_client_that_is_the_backend_is_masked() {
+    for v6 in [false, true] {
+        let mut a = bed(1);
+        set_services(&a, &[node_port(v6, 30_080, vec![Backend { addr: client(v6, 7), port: 8080 }])]);
+        let open = Spec::tcp(client(v6, 7), underlay(v6, 1), 5555, 30_080, SYN);
+        a.send(UPLINK, &from_outside(1, open.clone()));
+        let got = a.run();
+        let [(UPLINK, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+        assert_eq!((seen(frame).src, seen(frame).dst), (underlay(v6, 1), client(v6, 7)));
+        a.send(UPLINK, &world::to_uplink(1, answer(frame)));
+        assert_eq!(seen(&a.run()[0].1), world::key(&open).reversed());
+    }
+}
+
+#[test]
+fn local_only_without_any_backend_is_refused() {
+    let mut a = bed(1);
+    set_services(&a, &[Service { local_only: true, ..node_port(false, 30_080, vec![]) }]);
+    a.send(UPLINK, &from_outside(1, Spec::tcp(client(false, 7), underlay(false, 1), 5555, 30_080, SYN)));
+    let got = a.run();
+    let [(UPLINK, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+    assert_eq!(world::tcp_flags(frame) & tcp::control::RST, tcp::control::RST);
+    assert_eq!(a.drops(), [(DropReason::NoBackend, 1)].into());
+}
+
+#[test]
 fn icmp_errors_are_translated_inside_and_out() {
     for v6 in [false, true] {
         let backend = Backend { addr: pod(v6, 1, 2), port: 8080 };

@@ -66,7 +66,8 @@ impl Node for Service {
             return Next::Drop(DropReason::SourceRangeDenied);
         }
         let Some(backend) = self.choose(cx, frontend, &setup, from_outside) else {
-            return if from_outside && frontend.is_local_for(true) {
+            // Nobody serves it, or only other nodes do, to which the client is to be sent.
+            return if from_outside && frontend.is_local_for(true) && frontend.all.is_some() {
                 Next::Drop(DropReason::NoLocalBackend)
             } else {
                 Next::Refuse(DropReason::NoBackend, ErrorKind::PortUnreachable)
@@ -76,10 +77,10 @@ impl Node for Service {
         let setup = cx.packets.setup_mut(i);
         setup.translated.dst = backend.addr;
         setup.translated.dport = backend.port;
-        if backend.addr == key.src {
-            setup.source = Source::Gateway;
-        } else if masked {
+        if masked {
             setup.source = Source::Node;
+        } else if backend.addr == key.src {
+            setup.source = Source::Gateway;
         }
         Next::Policy
     }
