@@ -473,6 +473,34 @@ fn local_only_without_any_backend_is_refused() {
 }
 
 #[test]
+fn a_wrong_sctp_checksum_is_not_mended() {
+    let mut a = bed(1);
+    let same = service(vip(false, 1), 80, vec![Backend { addr: pod(false, 1, 2), port: 80 }]);
+    let other = service(vip(false, 2), 80, vec![Backend { addr: pod(false, 1, 2), port: 8080 }]);
+    set_services(&a, &[same, other]);
+    let sctp = |n: u8, sport| from_pod(1, 1, Spec::sctp(pod(false, 1, 1), vip(false, n), sport, 80));
+    let damaged = |n, sport| {
+        let mut frame = sctp(n, sport);
+        // The verification tag.
+        frame[40] ^= 1;
+        frame
+    };
+    // Its ports change: it would have to be computed anew.
+    a.send(pod_port(1), &damaged(2, 1000));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::MalformedTransport, 1)].into());
+    // They do not: the receiver sees what was sent.
+    a.send(pod_port(1), &damaged(1, 1001));
+    let got = a.run();
+    assert_eq!(got[0].1[34..], damaged(1, 1001)[34..]);
+    // One that the pod's kernel left to hardware.
+    let mut unfinished = sctp(2, 1002);
+    unfinished[42..46].fill(0);
+    a.send(pod_port(1), &unfinished);
+    assert_eq!(seen(&a.run()[0].1).dport, 8080);
+}
+
+#[test]
 fn icmp_errors_are_translated_inside_and_out() {
     for v6 in [false, true] {
         let backend = Backend { addr: pod(v6, 1, 2), port: 8080 };
