@@ -358,6 +358,31 @@ fn an_error_asks_for_the_neighbour_it_is_for() {
 }
 
 #[test]
+fn a_scan_of_the_link_leaves_room_for_others_to_ask() {
+    let mut a = Bed::new(snapshot(1, NATIVE));
+    a.publish(|s| {
+        for hop in &mut s.next_hops {
+            (hop.dst_mac, hop.addr) = (None, None);
+        }
+    });
+    let to = |n: u8, dst: u8| from_pod(1, n, Spec::udp(pod(false, 1, n), pod(false, 2, dst), 1, 2));
+    for _ in 0..3 {
+        for dst in 1..200 {
+            a.send(pod_port(1), &to(1, dst));
+        }
+        for _ in 0..3 {
+            a.send(pod_port(2), &to(2, 201));
+        }
+        a.run();
+        let asked: Vec<Event> = a.worker.events().collect();
+        let wanted = Event::Resolve { port: UPLINK, addr: pod(false, 2, 201) };
+        assert_eq!(asked.iter().filter(|e| **e == wanted).count(), 1, "{}", asked.len());
+        assert_eq!(asked.len(), 33);
+        a.advance(Duration::from_millis(100));
+    }
+}
+
+#[test]
 fn only_known_vteps_with_the_right_vni_get_in() {
     let (mut a, mut b) = nodes(VXLAN4);
     a.send(pod_port(1), &from_pod(1, 1, Spec::udp(pod(false, 1, 1), pod(false, 2, 1), 1, 2)));
