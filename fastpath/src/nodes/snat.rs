@@ -39,7 +39,7 @@ impl Node for Snat {
             let _ = cx.flows.remove(at);
             return Next::Drop(DropReason::NatNoFlow);
         }
-        if setup.reply || meta.has(flags::ICMP_ERROR) {
+        if setup.reply {
             return Next::Route;
         }
         let leaves = || leaves(cx.snap, original.src, translated.dst);
