@@ -93,10 +93,19 @@ pub struct NodeInfo {
     pub icmp_v4: Option<Ip>,
     /// Source of ICMPv6 errors made here.
     pub icmp_v6: Option<Ip>,
-    /// All addresses of the node, for telling host-bound packets.
+    /// All addresses of the node, for telling host-bound packets; sorted.
     pub addresses: Vec<Ip>,
     /// Addresses that tunnel packets to this node are sent to.
     pub vteps: Vec<Ip>,
+}
+
+impl NodeInfo {
+    /// Whether an address is one of this node's. There may be thousands, and this is asked for each packet.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, addr: Ip) -> bool {
+        self.addresses.binary_search(&addr).is_ok()
+    }
 }
 
 /// What a port is for.
@@ -194,7 +203,7 @@ pub struct Settings {
     pub tcp_pickup: bool,
     /// What a policy denies is answered (TCP: reset, others: ICMP administratively prohibited), not dropped in silence.
     pub reject_denied: bool,
-    /// ICMP errors and resets a worker may send each second.
+    /// ICMP errors and resets a worker may send each second, and as many "too big".
     pub icmp_rate: u32,
 }
 

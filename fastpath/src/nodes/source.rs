@@ -43,7 +43,7 @@ pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropR
     match port.role {
         PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),
         // Least of all as the node, which policies always let in.
-        PortRole::Uplink if snap.local.contains_key(&src) || snap.node.addresses.contains(&src) => {
+        PortRole::Uplink if snap.local.contains_key(&src) || snap.node.has(src) => {
             Some(DropReason::SourceIsLocal)
         }
         _ => None,
