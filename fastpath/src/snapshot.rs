@@ -31,7 +31,7 @@ pub struct Snapshot {
     pub tunnels: Vec<Tunnel>,
     /// Tunnel by its remote VTEP address: the VTEPs that `decap` accepts.
     pub vteps: HashMap<Ip, u16>,
-    /// Addresses of nodes that are behind a tunnel: answers to them go through it, as what they answer came.
+    /// Addresses of nodes that are behind a tunnel: what pods send there goes through it, and is answered through it.
     pub node_tunnels: HashMap<Ip, u16>,
     /// Next hops on the uplinks.
     pub next_hops: Vec<NextHop>,
@@ -227,6 +227,13 @@ pub const GATEWAY_V6: Ip = Ip::from_bits(0xfe80_0000_0000_0000_ecee_eeff_feee_ee
 /// The gateway's MAC address, `ee:ee:ee:ee:ee:ee`.
 pub const GATEWAY_MAC: Mac = Mac([0xee; 6]);
 
+/// Whether an address is the gateway's.
+#[inline]
+#[must_use]
+pub fn is_gateway(addr: Ip) -> bool {
+    addr == GATEWAY_V4 || addr == GATEWAY_V6
+}
+
 /// How a packet leaves: what [`Snapshot::egress`] finds for a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Egress {
@@ -273,7 +280,7 @@ impl Snapshot {
             return Ok(direct(*port));
         }
         // Only flows lead there; without one the gateway is nobody.
-        if dst == GATEWAY_V4 {
+        if is_gateway(dst) {
             return Err(Unroutable::NoHostPort);
         }
         match self.routes.lookup(dst).copied().ok_or(Unroutable::NoRoute)? {
@@ -287,12 +294,33 @@ impl Snapshot {
         }
     }
 
-    /// The way back to the source of a flow, `None` when there is none.
+    /// The way of a packet from `src` to `dst`, as it is sent.
+    ///
+    /// Between a pod and another node packets go through that node's tunnel, both ways, because a pod's address is
+    /// never on the underlay while there are tunnels; nodes speak to each other without.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    #[inline]
+    pub fn egress_from(&self, src: Ip, dst: Ip) -> Result<Egress, Unroutable> {
+        match self.node_tunnels.get(&dst) {
+            Some(index) if self.local.contains_key(&src) => self.through(*index).ok_or(Unroutable::NoRoute),
+            _ => self.egress(dst),
+        }
+    }
+
+    /// Whether an address is one of this node's own.
     #[inline]
     #[must_use]
-    pub fn egress_back(&self, src: Ip) -> Option<Egress> {
-        let tunnel = self.node_tunnels.get(&src).and_then(|index| self.through(*index));
-        tunnel.or_else(|| self.egress(src).ok())
+    pub fn is_own(&self, addr: Ip) -> bool {
+        self.node.has(addr)
+    }
+
+    /// Whether packets to an address go into the host's stack.
+    #[must_use]
+    pub fn is_for_host(&self, dst: Ip) -> bool {
+        let port = self.egress(dst).ok().and_then(|e| self.port(e.port));
+        port.is_some_and(|p| p.role == PortRole::Host)
     }
 
     fn through(&self, index: u16) -> Option<Egress> {
@@ -321,7 +349,11 @@ impl Snapshot {
     pub fn icmp_source(&self, to: Ip) -> Option<Ip> {
         let (own, gateway) =
             if to.is_v4() { (self.node.icmp_v4, GATEWAY_V4) } else { (self.node.icmp_v6, GATEWAY_V6) };
-        // A node without an address of the family speaks to its own pods as their gateway.
+        // The node itself hears of its own address from nobody else; a node without an address of the family speaks
+        // to its own pods as their gateway.
+        if self.is_own(to) {
+            return Some(gateway);
+        }
         own.or_else(|| self.local.contains_key(&to).then_some(gateway))
     }
 }

@@ -7,6 +7,8 @@ pub mod service;
 mod snat;
 pub mod tables;
 
+pub use routes::tunnel_overhead;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices → frontends and the backends behind each.
+//! Services and EndpointSlices, and host ports of pods → frontends and the backends behind each.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,7 @@ use fastpath::packet::{FlowKey, Ip};
 use fastpath::tables::service as table;
 use ipnet::IpNet;
 
-use crate::model::{EndpointSlice, Model, ObjectName, Protocol, Service, ServicePort};
+use crate::model::{EndpointSlice, HostPort, Model, Node, ObjectName, Pod, Protocol, Service, ServicePort};
 
 mod tables;
 #[cfg(test)]
@@ -107,6 +107,8 @@ pub enum FrontendKind {
     LoadBalancer,
     /// A node port on a node's address.
     NodePort,
+    /// A pod's port on its node's address.
+    HostPort,
 }
 
 impl FrontendKind {
@@ -118,6 +120,7 @@ impl FrontendKind {
             FrontendKind::ExternalIp => "externalIP",
             FrontendKind::LoadBalancer => "LoadBalancer",
             FrontendKind::NodePort => "NodePort",
+            FrontendKind::HostPort => "hostPort",
         }
     }
 }
@@ -125,15 +128,16 @@ impl FrontendKind {
 /// One port of one service, seen by one kind of address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
-    /// The service.
+    /// The service; of a host port the pod.
     pub service: ObjectName,
-    /// Name of its port.
+    /// Name of its port; of a host port its protocol.
     pub port_name: String,
     /// Kind of address.
     pub kind: FrontendKind,
     /// Its backends, of the address's family.
     pub backends: Arc<Backends>,
-    /// `internalTrafficPolicy: Local` for a cluster IP, `externalTrafficPolicy: Local` for the others.
+    /// `internalTrafficPolicy: Local` for a cluster IP, `externalTrafficPolicy: Local` for the others; a host port is
+    /// local by nature.
     pub local: bool,
     /// Clients that may use it; empty means all (load balancer addresses only).
     pub source_ranges: Vec<IpNet>,
@@ -155,6 +159,8 @@ pub struct Services {
     pub addresses: HashMap<IpAddr, ObjectName>,
     /// Frontends that another service, which comes first by name, had already: (service, what, that service).
     pub conflicts: Vec<(ObjectName, String, ObjectName)>,
+    /// Host ports that cannot be had, one line each.
+    pub host_port_problems: Vec<String>,
 }
 
 /// Frontends of all services. Of two services that claim one frontend the first by name has it.
@@ -175,7 +181,17 @@ pub fn compile(model: &Model) -> Services {
             }
         }
     }
+    for pod in with_host_ports(model) {
+        if let Some(node) = pod.node.as_ref().and_then(|n| model.nodes.get(n)) {
+            services.add_host_ports(pod, node, &node.addresses);
+        }
+    }
     services
+}
+
+/// The pods that have ports of their nodes.
+fn with_host_ports(model: &Model) -> impl Iterator<Item = &Arc<Pod>> {
+    model.pods.values().filter(|p| !p.host_ports.is_empty() && !p.host_network && !p.finished)
 }
 
 impl Services {
@@ -235,6 +251,57 @@ impl Services {
         }
     }
 
+    /// The host ports of a pod on these addresses of its node. A port that a service or another pod has stays theirs.
+    fn add_host_ports(&mut self, pod: &Pod, node: &Node, addresses: &[IpAddr]) {
+        for port in &pod.host_ports {
+            let on: Vec<IpAddr> = addresses.iter().copied().filter(|a| port.is_on(*a)).collect();
+            let named = port.address.filter(|a| !a.is_unspecified());
+            if named.is_some() && on.is_empty() && addresses == node.addresses {
+                let line = format!("{} no address of node {}", not_internal(pod, port), node.name);
+                self.host_port_problems.push(line);
+            }
+            for address in on {
+                let Some(frontend) = host_port(pod, port, address.is_ipv4()) else { continue };
+                let key = (address, port.protocol.number(), port.port);
+                let node_port = self.node_ports.get(&(address.is_ipv4(), key.1, key.2));
+                match self.frontends.get(&key).or(node_port) {
+                    None => drop(self.frontends.insert(key, Arc::new(frontend))),
+                    Some(other) if other.service == pod.name && other.kind == FrontendKind::HostPort => {}
+                    Some(other) => self.host_port_problems.push(format!(
+                        "pod {}: hostPort {} {} of {address} is that of {} {}",
+                        pod.name,
+                        port.protocol,
+                        port.port,
+                        if other.kind == FrontendKind::HostPort { "pod" } else { "service" },
+                        other.service,
+                    )),
+                }
+            }
+        }
+    }
+
+    /// The same services, with the host ports of a node's pods on more addresses that the node has.
+    #[must_use]
+    pub fn with_own(&self, model: &Model, node: &str, own: &[IpAddr]) -> Option<Self> {
+        let node = model.nodes.get(node)?;
+        let more: Vec<IpAddr> = own.iter().copied().filter(|a| !node.addresses.contains(a)).collect();
+        let here = || with_host_ports(model).filter(|p| p.node.as_ref() == Some(&node.name));
+        if more.is_empty() || here().next().is_none() {
+            return None;
+        }
+        let mut services = self.clone();
+        for pod in here() {
+            services.add_host_ports(pod, node, &more);
+        }
+        // A hostIP may be one of these.
+        let is_had = |p: &HostPort| p.address.is_some_and(|a| more.contains(&a));
+        let had: Vec<String> = here()
+            .flat_map(|pod| pod.host_ports.iter().filter(|p| is_had(p)).map(|p| not_internal(pod, p)))
+            .collect();
+        services.host_port_problems.retain(|line| !had.iter().any(|h| line.starts_with(h)));
+        Some(services)
+    }
+
     /// The frontend at an address that is not a node's.
     #[must_use]
     pub fn frontend(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<&Arc<Frontend>> {
@@ -246,6 +313,34 @@ impl Services {
     pub fn node_port(&self, ipv4: bool, protocol: Protocol, port: u16) -> Option<&Arc<Frontend>> {
         self.node_ports.get(&(ipv4, protocol.number(), port))
     }
+}
+
+/// How the line begins that says a host port's address is none of its node's.
+fn not_internal(pod: &Pod, port: &HostPort) -> String {
+    let address = port.address.map_or_else(String::new, |a| a.to_string());
+    format!("pod {}: hostPort {} {}: hostIP {address} is", pod.name, port.protocol, port.port)
+}
+
+/// The frontend of a pod's host port; `None` when the pod has no address of the family.
+fn host_port(pod: &Pod, port: &HostPort, ipv4: bool) -> Option<Frontend> {
+    let address = pod.addresses.iter().copied().find(|a| a.is_ipv4() == ipv4)?;
+    let backend = Backend {
+        address,
+        port: port.target,
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: pod.node.clone(),
+    };
+    Some(Frontend {
+        service: pod.name.clone(),
+        port_name: port.protocol.name().to_lowercase(),
+        kind: FrontendKind::HostPort,
+        backends: Arc::new(Backends { all: vec![backend] }),
+        local: true,
+        source_ranges: Vec::new(),
+        affinity_seconds: None,
+    })
 }
 
 /// Endpoints of the slices of one family that have this port, by its name. An endpoint may be in two slices for

@@ -13,7 +13,7 @@ use super::networks::{Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
-    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, NodeName, OneOf, PodDevices, choices, int, micros,
+    AbsolutePath, AnyPath, Check, Cores, Devices, HostDevice, Flag, NodeName, OneOf, PodDevices, choices, int, micros,
     millis, power_of_two, seconds,
 };
 use crate::model::ObjectName;
@@ -228,6 +228,19 @@ section! {
     "uplink" Uplink {
         /// Their names; empty is the device of the default route.
         "interfaces" interfaces: Vec<String> = Vec::new(), Devices;
+    }
+}
+
+section! {
+    /// The way between pods and services and the node's own processes: kubelet, API server, pods on the host network.
+    "host" Host {
+        /// Whether there is one: a veth pair, with routes for pods and cluster addresses in a table of their own.
+        "enabled" enabled: bool = true, Flag;
+        /// Name of the pair's end in the host's stack; the other end has the same name with "-xdp" behind it.
+        "interface" interface: String = "fp-host".to_owned(), HostDevice;
+        /// Whether the node's own processes reach node ports, host ports and external addresses by routing rules for
+        /// those ports. While there are such ports, the kernel's rule for the table `local` is at preference 100.
+        "node_ports" node_ports: bool = true, Flag;
     }
 }
 

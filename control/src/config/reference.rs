@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::keys::{
-    Daemon, Flow, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts, Uplink,
+    Daemon, Flow, Host, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts, Uplink,
     Workers, Xdp,
 };
 
@@ -36,6 +36,7 @@ pub fn reference() -> String {
         Pods,
         Xdp,
         Uplink,
+        Host,
         Overlay,
         Workers,
         Memory,

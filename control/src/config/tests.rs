@@ -68,6 +68,10 @@ fn every_key_is_read() {
         pin_dir = "/sys/fs/bpf/x"
         [uplink]
         interfaces = ["up-a", "up-b"]
+        [host]
+        enabled = false
+        interface = "h0"
+        node_ports = false
         [overlay]
         encap = "cross-subnet"
         family = "ipv6"
@@ -123,6 +127,7 @@ fn every_key_is_read() {
             pin_dir: "/sys/fs/bpf/x".into(),
         },
         uplink: Uplink { interfaces: vec!["up-a".into(), "up-b".into()] },
+        host: Host { enabled: false, interface: "h0".to_owned(), node_ports: false },
         overlay: Overlay {
             encap: Encap::CrossSubnet,
             family: Family::Ipv6,

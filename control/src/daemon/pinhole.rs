@@ -69,10 +69,14 @@ fn overlaps(pinhole: &Pinhole) -> Vec<String> {
     .collect()
 }
 
-/// External and load balancer addresses. Cluster addresses are for the cluster alone.
+/// External and load balancer addresses, and host ports of this node. Cluster addresses are for the cluster alone.
 fn frontends(snapshot: &Snapshot, services: &Services) -> BTreeSet<Endpoint> {
     let compiled = &snapshot.services.frontends;
-    let all = services.frontends.iter().filter(|(_, f)| f.kind != FrontendKind::ClusterIp);
+    let all = services.frontends.iter().filter(|((addr, ..), f)| match f.kind {
+        FrontendKind::ClusterIp => false,
+        FrontendKind::HostPort => snapshot.is_own((*addr).into()),
+        _ => true,
+    });
     let ours = all.filter(|((addr, proto, port), _)| compiled.contains_key(&((*addr).into(), *proto, *port)));
     ours.filter_map(|((addr, proto, port), _)| endpoint(addr.to_canonical(), *proto, *port)).collect()
 }

@@ -37,9 +37,20 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let source = DirectorySource::start(&config.source.path).context("source")?;
     let mut updates = source.updates();
-    let watcher = Watcher::start()?;
-    let mut net = watcher.subscribe();
-    let mut daemon = start(config, updates.borrow_and_update().clone(), net.borrow_and_update().clone())?;
+    // Before the first view, so that it is in it.
+    let (mut host, problems) = super::host::open(&config);
+    let started = Watcher::start().map_err(anyhow::Error::from).and_then(|watcher| {
+        let mut net = watcher.subscribe();
+        let view = net.borrow_and_update().clone();
+        let daemon = start(config, updates.borrow_and_update().clone(), view, &mut host)?;
+        Ok((watcher, net, daemon))
+    });
+    let (_watcher, mut net, mut daemon) = started.inspect_err(|_| {
+        for e in host.take().map(HostPair::remove).unwrap_or_default() {
+            tracing::warn!("{e}");
+        }
+    })?;
+    daemon.start_problems.extend(problems);
     let (asker, mut requests) = Asker::new();
     let listener = tokio::net::UnixListener::from_std(instance.listen()?)?;
     let api = tokio::spawn(crate::api::serve(listener, Arc::new(asker)));
@@ -86,7 +97,12 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Result<Daemon> {
+fn start(
+    config: Config,
+    update: Arc<Update>,
+    net: Arc<NetView>,
+    host: &mut Option<HostPair>,
+) -> anyhow::Result<Daemon> {
     let node = config.node_name()?;
     let missing = config.missing_cores().context("affinity mask")?;
     anyhow::ensure!(
@@ -126,6 +142,7 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
     let (reserved, start_problems) = reserve_ports(&config);
     let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config, workers.len()));
+    let resolver = Resolver::new()?;
     Ok(Daemon {
         cores: workers.iter().filter_map(|w| w.core).collect(),
         overlay: overlay(&config),
@@ -136,7 +153,8 @@ fn start(config: Config, update: Arc<Update>, net: Arc<NetView>) -> anyhow::Resu
         node,
         started: Instant::now(),
         attacher,
-        resolver: Resolver::new()?,
+        resolver,
+        host: host.take(),
         update,
         net,
         snapshot: Arc::new(Snapshot::default()),
@@ -266,6 +284,9 @@ impl Daemon {
         }
         for problem in self.attacher.shutdown() {
             tracing::warn!("{problem}");
+        }
+        for e in self.host.map(HostPair::remove).unwrap_or_default() {
+            tracing::warn!("{e}");
         }
     }
 }

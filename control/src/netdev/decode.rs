@@ -21,13 +21,13 @@ pub(super) const IFLA_IFNAME: u16 = 3;
 pub(super) const IFLA_MTU: u16 = 4;
 pub(super) const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_NUM_TX_QUEUES: u16 = 31;
-const IFLA_NUM_RX_QUEUES: u16 = 32;
+pub(super) const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_NUM_TX_QUEUES: u16 = 31;
+pub(super) const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_LINK_NETNSID: u16 = 37;
 pub(super) const IFLA_TARGET_NETNSID: u16 = 46;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
 /// Length of `struct ifinfomsg`.
 pub(super) const LINK_HEADER: usize = 16;
@@ -49,32 +49,32 @@ const IFA_F_PERMANENT: u32 = 0x80;
 const ADDRESS_HEADER: usize = 8;
 
 // linux/rtnetlink.h
-const RTA_DST: u16 = 1;
+pub(super) const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
+pub(super) const RTA_OIF: u16 = 4;
+pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
-const RTA_PREFSRC: u16 = 7;
+pub(super) const RTA_PREFSRC: u16 = 7;
 const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
+pub(super) const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
 const RTM_F_CLONED: u32 = 0x200;
 const RTNH_F_DEAD: u32 = 1;
 const RTNH_F_LINKDOWN: u32 = 16;
-const ROUTE_HEADER: usize = 12;
+pub(super) const ROUTE_HEADER: usize = 12;
 const HOP_HEADER: usize = 8;
 
 // linux/neighbour.h
 pub(super) const NDA_DST: u16 = 1;
-const NDA_LLADDR: u16 = 2;
+pub(super) const NDA_LLADDR: u16 = 2;
 pub(super) const NDA_PROTOCOL: u16 = 12;
 pub(super) const NDA_FLAGS_EXT: u16 = 15;
 pub(super) const NTF_USE: u8 = 1;
 const NTF_PROXY: u8 = 8;
 pub(super) const NTF_EXT_MANAGED: u32 = 1;
 /// Length of `struct ndmsg`.
-const NEIGHBOR_HEADER: usize = 12;
+pub(super) const NEIGHBOR_HEADER: usize = 12;
 
 impl Netlink {
     /// All links of the namespace.

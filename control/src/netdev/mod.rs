@@ -10,6 +10,8 @@
 //! | [`uplink`] | which devices lead to other nodes |
 //! | [`ethtool`] | queues and offloads of a device |
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
+//! | [`host`] | [`HostPair`]: the pair into the host's stack, with its routes and rules |
+//! | [`rule`] | routing rules |
 //! | [`reserved`] | [`ReservedPorts`]: keeps ports from the kernel |
 //! | [`netns`] | work in another network namespace |
 //!
@@ -23,12 +25,14 @@ use std::path::PathBuf;
 
 mod decode;
 pub mod ethtool;
+pub mod host;
 pub mod neighbor;
 pub mod netns;
 pub mod peer;
 pub mod prepare;
 pub mod reserved;
 pub mod route;
+pub mod rule;
 mod saved;
 mod socket;
 pub mod uplink;
@@ -36,12 +40,14 @@ pub mod view;
 pub mod watch;
 mod wire;
 
+pub use host::{HostPair, HostPlan};
 pub use ethtool::{Channels, Ethtool, Offload, Queues};
 pub use neighbor::Resolver;
 pub use peer::Peer;
 pub use prepare::{Plan, Prepared, Preparer};
 pub use reserved::ReservedPorts;
 pub use route::{Lookup, ResolvedRoute, Route};
+pub use rule::Rule;
 pub use socket::Netlink;
 pub use uplink::{Uplink, UplinkError, select_uplinks};
 pub use view::{Link, LinkKind, Neighbor, NeighborKey, NetView, NudState};

@@ -287,7 +287,7 @@ fn restore(tools: &mut Tools, original: &Original) -> Result<(), Error> {
 
 impl Netlink {
     /// Brings a device up or down.
-    fn set_up(&mut self, link: &Link, up: bool) -> Result<(), Error> {
+    pub(super) fn set_up(&mut self, link: &Link, up: bool) -> Result<(), Error> {
         let mut header = [0; LINK_HEADER];
         let flags = if up { IFF_UP } else { 0 };
         for (at, value) in [(4, link.index), (8, flags), (12, IFF_UP)] {

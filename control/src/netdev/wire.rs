@@ -22,6 +22,8 @@ pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(super) const NLM_F_CAPPED: u16 = 0x100;
 pub(super) const NLM_F_ACK_TLVS: u16 = 0x200;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
+pub(super) const NLM_F_REPLACE: u16 = 0x100;
+pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 
 pub(super) const RTM_NEWLINK: u16 = 16;
@@ -36,6 +38,9 @@ pub(super) const RTM_GETROUTE: u16 = 26;
 pub(super) const RTM_NEWNEIGH: u16 = 28;
 pub(super) const RTM_DELNEIGH: u16 = 29;
 pub(super) const RTM_GETNEIGH: u16 = 30;
+pub(super) const RTM_NEWRULE: u16 = 32;
+pub(super) const RTM_DELRULE: u16 = 33;
+pub(super) const RTM_GETRULE: u16 = 34;
 
 pub(super) const AF_UNSPEC: u8 = 0;
 pub(super) const AF_INET: u8 = 2;
@@ -177,6 +182,12 @@ impl Request {
         let start = self.open(kind);
         self.0.extend_from_slice(value);
         self.close(start)
+    }
+
+    /// Bytes as they are: the fixed header of a nested message.
+    pub(super) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
     }
 
     pub(super) fn u32(&mut self, kind: u16, value: u32) -> &mut Self {

@@ -61,13 +61,13 @@ drop_reasons! {
     WrongVni = "wrong_vni",
     /// The outer header says congestion was met but the inner sender does not know ECN (RFC 6040).
     CongestionExperienced = "congestion_experienced",
-    /// Arrived by the tunnel but its destination is no pod of this node.
+    /// Arrived by the tunnel but its destination is neither a pod of this node nor the node.
     TunnelNotLocal = "tunnel_not_local",
     /// No route to the destination (the sender gets an ICMP unreachable).
     NoRoute = "no_route",
     /// Destination is inside this node's pod CIDR but no pod has it (the sender gets an ICMP unreachable).
     NoEndpoint = "no_endpoint",
-    /// For the node itself, and there is no host port to hand it to.
+    /// For the node itself, and there is no host port to hand it to (`host.enabled`).
     HostUnreachable = "host_unreachable",
     /// TTL or hop limit reached zero (the sender gets an ICMP time exceeded).
     TtlExceeded = "ttl_exceeded",

@@ -10,6 +10,7 @@ use super::policy::{refuse, revoked};
 use super::source::addresses;
 use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, VECTOR, count_rules};
 use crate::packet::{FlowKey, Meta, flags, proto};
+use crate::snapshot::PortRole;
 use crate::tables::flow::{FlowState, Hit, Transform};
 use crate::wire::tcp::control;
 use crate::wire::translate;
@@ -141,8 +142,16 @@ fn error(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     };
     let mut key = FlowKey { src, dst, sport: 0, dport: 0, proto: meta.proto };
     // It goes where the quoted packet came from; an error sent elsewhere is not about this flow.
-    let Some(hit) = hit.filter(|_| dst == cx.packets.key(i).dst) else {
-        return Next::Drop(DropReason::IcmpUnrelated);
+    let about_sender = dst == cx.packets.key(i).dst;
+    let Some(hit) = hit.filter(|_| about_sender) else {
+        // About a packet of the node's own whose port is in our range: the kernel's to judge.
+        let uplink = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
+        let own = cx.snap.is_own(dst) && cx.snap.is_for_host(dst);
+        if !(about_sender && uplink && own && !meta.has(flags::DECAPPED)) {
+            return Next::Drop(DropReason::IcmpUnrelated);
+        }
+        *cx.packets.setup_mut(i) = Setup::first(key);
+        return Next::Route;
     };
     if hit.transform.bits & Transform::DENY != 0 {
         return Next::Drop(revoked(hit.transform.rules));

@@ -103,11 +103,16 @@ impl Node for Icmp {
         let Some((receiver, target)) = addresses(cx.packets.data(i), &meta) else {
             return Next::Drop(DropReason::MalformedTransport);
         };
+        let reset = matches!(answer, Answer::Refuse(_))
+            && meta.proto == proto::TCP
+            && !meta.has(flags::ICMP_ERROR);
+        // A reset comes from the address asked, perhaps a pod's; an error from this node.
+        let way = if reset { cx.snap.egress_from(target, receiver) } else { cx.snap.egress(receiver) };
         // The offending packet is counted already; only an error held back for its rate has a reason of its own.
-        let Ok(egress) = cx.snap.egress(receiver) else { return Next::Done };
+        let Ok(egress) = way else { return Next::Done };
         let icmp_proto = if receiver.is_v4() { proto::ICMP } else { proto::ICMPV6 };
         let built = match answer {
-            Answer::Refuse(_) if meta.proto == proto::TCP && !meta.has(flags::ICMP_ERROR) => {
+            Answer::Refuse(_) if reset => {
                 let len = tcp::build_reset(offending, self.scratch.as_mut_slice());
                 len.map(|len| (len, target, proto::TCP))
             }

@@ -44,12 +44,12 @@ impl Node for Route {
         let meta = *cx.packets.meta(i);
         let (original, translated) = (setup.original, setup.translated);
 
-        let forward = match cx.snap.egress(translated.dst) {
+        let forward = match cx.snap.egress_from(translated.src, translated.dst) {
             Ok(egress) => egress,
             Err(why) => return unroutable(cx, &setup, why),
         };
         // A source outside every route (an external client) is answered by whatever way exists then.
-        let backward = cx.snap.egress_back(original.src);
+        let backward = cx.snap.egress_from(original.dst, original.src).ok();
         let (behind, ahead) = if setup.reply { (Some(forward), backward) } else { (backward, Some(forward)) };
         // Answers to what this node translated go on to where the question came from.
         let answer = setup.reply && original != translated;

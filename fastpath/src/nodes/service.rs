@@ -49,12 +49,14 @@ impl Node for Service {
             }
         }
         let meta = cx.packets.meta(i);
-        // The node it came from has translated it, or it is not for a service of ours.
-        if meta.has(flags::DECAPPED) {
+        let key = setup.original;
+        // The node it came from has translated it, or it is not for a service of ours; what only this node knows are
+        // ports of its own addresses.
+        let decapped = meta.has(flags::DECAPPED);
+        if decapped && !cx.snap.is_own(key.dst) {
             return Next::Policy;
         }
-        let from_outside = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
-        let key = setup.original;
+        let from_outside = !decapped && cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
         let frontend = match cx.snap.services.find(key.dst, key.proto, key.dport) {
             Found::Nothing => return Next::Policy,
             Found::NoPort => {

@@ -125,6 +125,7 @@ impl Cluster {
                     .iter()
                     .map(|(n, p, port)| (n.to_string(), number(p), *port))
                     .collect(),
+                host_ports: BTreeSet::new(),
                 interface: None,
                 mac: None,
                 netns: None,

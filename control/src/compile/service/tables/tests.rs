@@ -60,6 +60,7 @@ impl World {
             host_network: false,
             finished: false,
             ports: BTreeSet::new(),
+            host_ports: BTreeSet::new(),
             interface: None,
             mac: None,
             netns: None,
