@@ -135,6 +135,41 @@ fn an_outside_client_uses_node_ports() {
 }
 
 #[test]
+fn another_node_uses_node_ports_without_its_tunnel() {
+    for v6 in [false, true] {
+        for node in [1, 2] {
+            let (mut a, mut b) = (bed(1), bed(2));
+            let backend = Backend { addr: pod(v6, node, 1), port: 8080 };
+            set_services(&a, &[node_port(v6, 30_080, vec![backend])]);
+            // As its host sends it: from the address that pods are reached at by the tunnel.
+            let open = Spec::tcp(underlay(v6, 2), underlay(v6, 1), 5555, 30_080, SYN);
+            a.send(UPLINK, &from_outside(1, open.clone()));
+            let got = settle(&mut a, &mut b);
+            let [(at, port, frame)] = got.as_slice() else {
+                panic!("{got:?} {:?} {:?}", a.drops(), b.drops())
+            };
+            assert_eq!((*at, *port, seen(frame).src), (node, pod_port(1), underlay(v6, 1)));
+            let bed = if node == 1 { &mut a } else { &mut b };
+            bed.send(*port, &answer(frame));
+            let out = loop {
+                let sent = b.run();
+                assert!(sent.iter().all(|(_, frame)| a.send(UPLINK, frame)));
+                let out = a.run();
+                if sent.is_empty() || !out.is_empty() {
+                    break out;
+                }
+            };
+            let [(UPLINK, frame)] = out.as_slice() else { panic!("{out:?} {:?} {:?}", a.drops(), b.drops()) };
+            assert_eq!(seen(frame), world::key(&open).reversed(), "past the tunnel, as it came");
+            // To a pod it has to come by the tunnel.
+            a.send(UPLINK, &from_outside(1, Spec::tcp(underlay(v6, 2), pod(v6, 1, 2), 5555, 80, SYN)));
+            assert_eq!(a.run(), []);
+            assert_eq!(a.drops(), [(DropReason::SourceWrongWay, 1)].into());
+        }
+    }
+}
+
+#[test]
 fn local_only_without_a_local_backend_drops_what_comes_from_outside() {
     let backend = Backend { addr: pod(false, 2, 1), port: 8080 };
     let (mut a, mut b) = (bed(1), bed(2));

@@ -15,7 +15,7 @@ use fastpath::tables::policy::{
     Cell, ClassId, Direction, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, PortFn, Rows, RuleId,
 };
 use fastpath::tables::service::Backend;
-use fastpath::testbed::{Bed, UPLINK, from_pod, pod, pod_port, settle};
+use fastpath::testbed::{Bed, UPLINK, from_pod, pod, pod_port, settle, underlay};
 use fastpath::wire::tcp;
 use fastpath::wire::testgen::Spec;
 use world::{answer, bed, client, key, seen, service, set_services, vip};
@@ -185,6 +185,26 @@ fn a_denied_sender_is_told_if_so_configured() {
 }
 
 #[test]
+fn another_nodes_host_is_refused_through_its_tunnel() {
+    for v6 in [false, true] {
+        let mut a = bed(1);
+        isolate(&a, 2, Direction::Ingress, &[]);
+        a.publish(|s| s.settings.reject_denied = true);
+        let inner = Spec::tcp(underlay(v6, 2), pod(v6, 1, 2), 5555, 80, SYN);
+        a.send(UPLINK, &world::through_tunnel(2, 1, inner.clone()));
+        let got = a.run();
+        let [(UPLINK, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+        // To that node's VTEP, by VXLAN.
+        assert_eq!(frame[30..34], underlay(false, 2).v4_bytes());
+        assert_eq!(frame[36..38], 4789u16.to_be_bytes());
+        let inside = &frame[14 + 20 + 8 + 8..];
+        assert_eq!(seen(inside), key(&inner).reversed());
+        assert_eq!(world::tcp_flags(inside), tcp::control::RST | ACK);
+        assert_eq!(a.drops(), [(DropReason::PolicyDeniedIngress, 1)].into());
+    }
+}
+
+#[test]
 fn the_outside_is_held_to_policies_too() {
     let (mut a, mut b) = (bed(1), bed(2));
     isolate(&a, 2, Direction::Ingress, &[client(false, 1)]);
@@ -201,7 +221,7 @@ fn the_outside_is_held_to_policies_too() {
     a.send(UPLINK, &world::from_outside(1, pretended));
     assert_eq!(a.run(), []);
     // And one that pretends to be this node, which policies always let in.
-    let node = Spec::udp(fastpath::testbed::underlay(false, 1), pod(false, 1, 2), 1002, 53);
+    let node = Spec::udp(underlay(false, 1), pod(false, 1, 2), 1002, 53);
     a.send(UPLINK, &world::from_outside(1, node));
     assert_eq!(a.run(), []);
     let want = [
