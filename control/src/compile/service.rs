@@ -1,7 +1,7 @@
 //! Services and EndpointSlices, and host ports of pods → frontends and the backends behind each.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -145,6 +145,22 @@ pub struct Frontend {
     pub affinity_seconds: Option<u32>,
 }
 
+/// Ports of a node's own addresses that no service and no host port gets, whatever asks for them: without them nobody
+/// could mend the node. SSH, BGP, etcd, the API server, the kubelet; DHCP.
+const KEPT: [(Protocol, u16, u16); 6] = [
+    (Protocol::Tcp, 22, 22),
+    (Protocol::Tcp, 179, 179),
+    (Protocol::Tcp, 2379, 2380),
+    (Protocol::Tcp, 6443, 6443),
+    (Protocol::Tcp, 10250, 10250),
+    (Protocol::Udp, 68, 68),
+];
+
+/// Whether a port of a node's own addresses stays the node's; see [`KEPT`].
+fn is_kept(protocol: Protocol, port: u16) -> bool {
+    KEPT.iter().any(|(p, first, last)| *p == protocol && (*first..=*last).contains(&port))
+}
+
 /// (address, protocol number, port).
 pub type FrontendKey = (IpAddr, u8, u16);
 
@@ -157,8 +173,12 @@ pub struct Services {
     pub node_ports: HashMap<(bool, u8, u16), Arc<Frontend>>,
     /// The service that each address with frontends belongs to, whatever the port.
     pub addresses: HashMap<IpAddr, ObjectName>,
+    /// The same of those that only services have, cluster addresses: others may be machines', which serve other ports.
+    pub cluster_addresses: HashMap<IpAddr, ObjectName>,
     /// Frontends that another service, which comes first by name, had already: (service, what, that service).
     pub conflicts: Vec<(ObjectName, String, ObjectName)>,
+    /// Frontends that would take a port from the node itself, one line each.
+    pub kept: Vec<String>,
     /// Host ports that cannot be had, one line each.
     pub host_port_problems: Vec<String>,
 }
@@ -173,11 +193,12 @@ pub fn compile(model: &Model) -> Services {
         }
     }
     let mut services = Services::default();
+    let nodes: HashSet<IpAddr> = model.nodes.values().flat_map(|n| n.addresses.iter().copied()).collect();
     for (name, service) in &model.services {
         let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
         for port in &service.ports {
             for ipv4 in [true, false] {
-                services.add(service, port, ipv4, slices);
+                services.add(service, port, ipv4, slices, &nodes);
             }
         }
     }
@@ -195,7 +216,14 @@ fn with_host_ports(model: &Model) -> impl Iterator<Item = &Arc<Pod>> {
 }
 
 impl Services {
-    fn add(&mut self, service: &Service, port: &ServicePort, ipv4: bool, slices: &[&EndpointSlice]) {
+    fn add(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        ipv4: bool,
+        slices: &[&EndpointSlice],
+        nodes: &HashSet<IpAddr>,
+    ) {
         let addresses = [
             (FrontendKind::ClusterIp, &service.cluster_ips),
             (FrontendKind::ExternalIp, &service.external_ips),
@@ -227,7 +255,17 @@ impl Services {
         for (kind, list) in addresses {
             for address in list.iter().filter(|a| a.is_ipv4() == ipv4) {
                 self.addresses.entry(*address).or_insert_with(|| service.name.clone());
+                if kind == FrontendKind::ClusterIp {
+                    self.cluster_addresses.entry(*address).or_insert_with(|| service.name.clone());
+                }
                 let key = (*address, protocol.number(), port.port);
+                if nodes.contains(address) && is_kept(protocol, port.port) {
+                    self.kept.push(format!(
+                        "service {}: {protocol} {} of {address} stays the node's own",
+                        service.name, port.port
+                    ));
+                    continue;
+                }
                 match self.frontends.get(&key) {
                     None => drop(self.frontends.insert(key, frontend(kind))),
                     Some(other) if other.service == service.name => {}
@@ -239,6 +277,14 @@ impl Services {
             }
         }
         if let Some(number) = port.node_port.filter(|_| family) {
+            if is_kept(protocol, number) {
+                let line =
+                    format!("service {}: node port {protocol} {number} stays the nodes' own", service.name);
+                if !self.kept.contains(&line) {
+                    self.kept.push(line);
+                }
+                return;
+            }
             let key = (ipv4, protocol.number(), number);
             match self.node_ports.get(&key) {
                 None => drop(self.node_ports.insert(key, frontend(FrontendKind::NodePort))),
@@ -254,6 +300,16 @@ impl Services {
     /// The host ports of a pod on these addresses of its node. A port that a service or another pod has stays theirs.
     fn add_host_ports(&mut self, pod: &Pod, node: &Node, addresses: &[IpAddr]) {
         for port in &pod.host_ports {
+            if is_kept(port.protocol, port.port) {
+                let line = format!(
+                    "pod {}: hostPort {} {} stays the node's own",
+                    pod.name, port.protocol, port.port
+                );
+                if !self.host_port_problems.contains(&line) {
+                    self.host_port_problems.push(line);
+                }
+                continue;
+            }
             let on: Vec<IpAddr> = addresses.iter().copied().filter(|a| port.is_on(*a)).collect();
             let named = port.address.filter(|a| !a.is_unspecified());
             if named.is_some() && on.is_empty() && addresses == node.addresses {

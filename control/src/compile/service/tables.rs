@@ -113,7 +113,7 @@ impl ServiceTables {
         for ((ipv4, proto, port), frontend) in &services.node_ports {
             table.node_ports.insert((*ipv4, *proto, *port), Arc::new(making.frontend(frontend, *ipv4)));
         }
-        let free = services.addresses.keys().filter(|a| !taken.contains(a)).map(|a| Ip::from(*a));
+        let free = services.cluster_addresses.keys().filter(|a| !taken.contains(a)).map(|a| Ip::from(*a));
         table.addresses = free.filter(|ip| !table.nodes.contains(ip)).collect();
         self.spreads = making.spreads;
         self.problems = problems(&services, taken);
@@ -133,7 +133,7 @@ fn problems(services: &Services, taken: &BTreeSet<IpAddr>) -> Vec<String> {
         .iter()
         .map(|(service, what, other)| format!("service {service}: {what} is that of service {other}"))
         .collect();
-    out.extend(services.host_port_problems.iter().cloned());
+    out.extend(services.kept.iter().chain(&services.host_port_problems).cloned());
     out.extend(taken.iter().filter_map(|address| {
         let service = services.addresses.get(address)?;
         Some(format!("service {service}: {address} is the address of a pod, which keeps it"))
