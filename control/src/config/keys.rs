@@ -13,8 +13,8 @@ use super::networks::{Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
-    AbsolutePath, AnyPath, Check, Cores, Devices, HostDevice, Flag, NodeName, OneOf, PodDevices, choices, int, micros,
-    millis, power_of_two, seconds,
+    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, HostDevice, NodeName, OneOf, PodDevices, choices,
+    int, micros, millis, power_of_two, seconds,
 };
 use crate::model::ObjectName;
 
@@ -326,7 +326,8 @@ section! {
 section! {
     /// ICMP errors the dataplane sends.
     "icmp" Icmp {
-        /// Most errors (time exceeded, unreachable, too big) a worker sends in a second; 0 sends none.
+        /// Most errors (time exceeded, unreachable) and resets a worker sends in a second, and as many "too big"; one
+        /// receiver gets an eighth of that, or 100. 0 sends none.
         "errors_per_second" errors_per_second: u32 = 1000, int(0, 1_000_000);
     }
 }

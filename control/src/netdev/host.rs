@@ -33,8 +33,8 @@ use super::neighbor::PROTOCOL;
 use super::route::{TABLE_LOCAL, TABLE_MAIN};
 use super::view::{Link, LinkKind, NetView, NudState};
 use super::wire::{
-    AF_INET6, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK, RTM_NEWLINK, RTM_NEWNEIGH, Request,
-    family, ip_bytes,
+    AF_INET6, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK, RTM_NEWLINK, RTM_NEWNEIGH,
+    Request, family, ip_bytes,
 };
 use super::{Error, Netlink, Rule};
 
@@ -306,7 +306,10 @@ impl HostPair {
         let [a, b, c, d] = self.index.to_ne_bytes();
         body.copy_from_slice(&[family(gateway), 0, 0, 0, a, b, c, d, NUD_PERMANENT, 0, 0, 0]);
         let mut request = Request::new(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &body);
-        request.attr(NDA_DST, &ip_bytes(gateway)).attr(NDA_LLADDR, &GATEWAY_MAC.0).attr(NDA_PROTOCOL, &[PROTOCOL]);
+        request
+            .attr(NDA_DST, &ip_bytes(gateway))
+            .attr(NDA_LLADDR, &GATEWAY_MAC.0)
+            .attr(NDA_PROTOCOL, &[PROTOCOL]);
         let what = || format!("set the neighbour {gateway} on '{}'", self.name);
         ignoring_no_v6(gateway.is_ipv4(), self.netlink.call(what, request, |_| {}))
     }
@@ -315,10 +318,7 @@ impl HostPair {
 /// What a kernel without IPv6 refuses of IPv6 is no error.
 fn ignoring_no_v6(ipv4: bool, done: Result<(), Error>) -> Result<(), Error> {
     match done {
-        Err(e)
-            if !ipv4
-                && matches!(e.errno(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EOPNOTSUPP)) =>
-        {
+        Err(e) if !ipv4 && matches!(e.errno(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EOPNOTSUPP)) => {
             Ok(())
         }
         done => done,

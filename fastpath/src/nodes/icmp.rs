@@ -103,9 +103,8 @@ impl Node for Icmp {
         let Some((receiver, target)) = addresses(cx.packets.data(i), &meta) else {
             return Next::Drop(DropReason::MalformedTransport);
         };
-        let reset = matches!(answer, Answer::Refuse(_))
-            && meta.proto == proto::TCP
-            && !meta.has(flags::ICMP_ERROR);
+        let reset =
+            matches!(answer, Answer::Refuse(_)) && meta.proto == proto::TCP && !meta.has(flags::ICMP_ERROR);
         // A reset comes from the address asked, perhaps a pod's; an error from this node.
         let way = if reset { cx.snap.egress_from(target, receiver) } else { cx.snap.egress(receiver) };
         // The offending packet is counted already; only an error held back for its rate has a reason of its own.

@@ -17,14 +17,22 @@ fn configuration(lab: &Lab) -> Vec<String> {
         .iter()
         .flat_map(|f| [ns.exec("ip", &[f, "rule"]), ns.exec("ip", &[f, "route", "show", "table", "all"])])
         .collect();
-    all.push(ns.exec("ip", &["-o", "link"]).lines().map(|l| l.split(':').nth(1).unwrap_or("").to_owned()).collect());
+    all.push(
+        ns.exec("ip", &["-o", "link"])
+            .lines()
+            .map(|l| l.split(':').nth(1).unwrap_or("").to_owned())
+            .collect(),
+    );
     all.push(ns.exec("sysctl", &["-a", "-r", r"^net\.ipv[46]\.conf\."]));
     // Order and lifetimes are no part of it.
-    all.iter().map(|text| {
-        let mut lines: Vec<_> = text.lines().map(|l| l.split(" expires ").next().unwrap_or(l).trim_end()).collect();
-        lines.sort_unstable();
-        lines.join("\n")
-    }).collect()
+    all.iter()
+        .map(|text| {
+            let mut lines: Vec<_> =
+                text.lines().map(|l| l.split(" expires ").next().unwrap_or(l).trim_end()).collect();
+            lines.sort_unstable();
+            lines.join("\n")
+        })
+        .collect()
 }
 
 /// A lab whose node a has a node port, asked by the node itself.
