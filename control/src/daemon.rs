@@ -169,7 +169,8 @@ impl Daemon {
         if let Some(pair) = &self.host {
             let entry = Wanted { role: PortRole::Host, pod: None, peer_mac: None, netns: None };
             if let Some(pod) = wanted.insert(pair.ours().to_owned(), entry).and_then(|w| w.pod) {
-                self.attach_problems.push(format!("{}: is the host port and named by pod {pod}", pair.ours()));
+                self.attach_problems
+                    .push(format!("{}: is the host port and named by pod {pod}", pair.ours()));
             }
         }
         let max_mtu = max_mtu(self.config.memory.frame_size);

@@ -15,7 +15,8 @@ use fastpath::snapshot::{GATEWAY_V4, GATEWAY_V6, NextHop, Route};
 use fastpath::tables::Prefix;
 use fastpath::tables::service::Backend;
 use fastpath::testbed::{
-    Bed, HOST, HOST_MAC, PODS, UPLINK, Underlay, add_host, from_host, from_pod, mac, pod, pod_port, snapshot, underlay,
+    Bed, HOST, HOST_MAC, PODS, UPLINK, Underlay, add_host, from_host, from_pod, mac, pod, pod_port, snapshot,
+    underlay,
 };
 use fastpath::wire::parse::{Parsed, parse};
 use fastpath::wire::testgen::{Spec, Upper};
@@ -325,9 +326,16 @@ fn errors_about_the_hosts_own_packets_are_the_hosts() {
         net.bed(1).send(UPLINK, &world::to_uplink(1, told.clone()));
         let got = net.settle();
         let [(At::Host(1), frame)] = got.as_slice() else { panic!("{got:?} {:?}", net.drops()) };
-        assert_eq!(world::error(frame), (out, own, FlowKey { src: own, dst: out, sport: 47_002, dport: 9, proto: proto::UDP }));
+        assert_eq!(
+            world::error(frame),
+            (out, own, FlowKey { src: own, dst: out, sport: 47_002, dport: 9, proto: proto::UDP })
+        );
         // Not by a tunnel, and not about somebody else's.
-        let other = world::error_about(&from_outside(1, Spec::udp(pod(v6, 1, 1), out, 1, 9)), icmp::ErrorKind::PortUnreachable, out);
+        let other = world::error_about(
+            &from_outside(1, Spec::udp(pod(v6, 1, 1), out, 1, 9)),
+            icmp::ErrorKind::PortUnreachable,
+            out,
+        );
         net.bed(1).send(UPLINK, &world::to_uplink(1, other));
         assert_eq!(net.settle(), []);
         assert_eq!(net.bed(1).drops(), [(DropReason::IcmpUnrelated, 1)].into());
@@ -416,7 +424,12 @@ fn host_ports_keep_the_source() {
             local: vec![backend],
             ..service(underlay(v6, 1), 8443, vec![backend])
         };
-        let clients = [(UPLINK, client(v6, 7)), (UPLINK, underlay(v6, 2)), (HOST, underlay(v6, 1)), (pod_port(1), pod(v6, 1, 1))];
+        let clients = [
+            (UPLINK, client(v6, 7)),
+            (UPLINK, underlay(v6, 2)),
+            (HOST, underlay(v6, 1)),
+            (pod_port(1), pod(v6, 1, 1)),
+        ];
         for (by, src) in clients {
             let mut net = Net::new(true, std::slice::from_ref(&port));
             let open = Spec::tcp(src, underlay(v6, 1), 4000, 8443, SYN);
@@ -427,7 +440,9 @@ fn host_ports_keep_the_source() {
             };
             net.bed(1).send(by, &frame);
             let got = net.settle();
-            let [(at @ At::Pod(1, 2), frame)] = got.as_slice() else { panic!("{src}: {got:?} {:?}", net.drops()) };
+            let [(at @ At::Pod(1, 2), frame)] = got.as_slice() else {
+                panic!("{src}: {got:?} {:?}", net.drops())
+            };
             assert_eq!((seen(frame).src, seen(frame).dport), (src, 8080));
             let got = net.reply(*at, frame);
             let [(_, frame)] = got.as_slice() else { panic!("{src}: {got:?} {:?}", net.drops()) };

@@ -13,8 +13,8 @@ use super::networks::{Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
-    AbsolutePath, AnyPath, Check, Cores, Devices, HostDevice, Flag, NodeName, OneOf, PodDevices, choices, int, micros,
-    millis, power_of_two, seconds,
+    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, HostDevice, NodeName, OneOf, PodDevices, choices,
+    int, micros, millis, power_of_two, seconds,
 };
 use crate::model::ObjectName;
 

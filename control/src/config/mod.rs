@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 
 use crate::model::Pod;
 pub use keys::{
-    Daemon, Deny, Encap, Family, Flow, Host, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods, Policy,
-    Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp, XdpMode,
+    Daemon, Deny, Encap, Family, Flow, Host, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods,
+    Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp, XdpMode,
     ZeroCopy,
 };
 pub use networks::SnatPorts;

@@ -32,9 +32,8 @@ pub(super) fn open(config: &Config) -> (Option<HostPair>, Vec<String>) {
     match HostPair::open(name, queues) {
         Ok(pair) => (Some(pair), Vec::new()),
         Err(e) => {
-            let problem = format!(
-                "no host port: {e}; pods and the node's own processes do not reach each other"
-            );
+            let problem =
+                format!("no host port: {e}; pods and the node's own processes do not reach each other");
             tracing::warn!("{problem}");
             (None, vec![problem])
         }
@@ -99,7 +98,9 @@ fn plan(inputs: &Inputs<'_>) -> (HostPlan, Vec<String>) {
     problems.extend(taken);
     let overhead = match config.overlay.encap {
         Encap::None => 0,
-        Encap::Vxlan | Encap::CrossSubnet => tunnel_overhead(config.overlay.family == crate::config::Family::Ipv6),
+        Encap::Vxlan | Encap::CrossSubnet => {
+            tunnel_overhead(config.overlay.family == crate::config::Family::Ipv6)
+        }
     };
     let mut plan = HostPlan {
         mtu: inputs.mtu,
@@ -176,7 +177,8 @@ impl<'a> Guard<'a> {
 
 /// Addresses of which only some ports are a service's, and those ports.
 fn shared(services: &Services, snapshot: &Snapshot, net: &NetView, plan: &mut HostPlan) {
-    let gateways: BTreeSet<IpAddr> = net.routes.iter().flat_map(|r| &r.hops).filter_map(|h| h.gateway).collect();
+    let gateways: BTreeSet<IpAddr> =
+        net.routes.iter().flat_map(|r| &r.hops).filter_map(|h| h.gateway).collect();
     let compiled = &snapshot.services;
     for ((address, proto, port), frontend) in &services.frontends {
         let ip = Ip::from(*address);

@@ -147,9 +147,8 @@ impl HostPort {
     /// Whether an address of the node has it: an unspecified one stands for all of its family.
     #[must_use]
     pub fn is_on(&self, address: IpAddr) -> bool {
-        self.address.is_none_or(|own| {
-            own == address || own.is_unspecified() && own.is_ipv4() == address.is_ipv4()
-        })
+        self.address
+            .is_none_or(|own| own == address || own.is_unspecified() && own.is_ipv4() == address.is_ipv4())
     }
 }
 

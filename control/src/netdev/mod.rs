@@ -40,8 +40,8 @@ pub mod view;
 pub mod watch;
 mod wire;
 
-pub use host::{HostPair, HostPlan};
 pub use ethtool::{Channels, Ethtool, Offload, Queues};
+pub use host::{HostPair, HostPlan};
 pub use neighbor::Resolver;
 pub use peer::Peer;
 pub use prepare::{Plan, Prepared, Preparer};

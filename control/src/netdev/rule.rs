@@ -105,10 +105,7 @@ impl Netlink {
                 // A kernel without IPv6, or without rules for it.
                 Err(e)
                     if family == AF_INET6
-                        && matches!(
-                            e.errno(),
-                            Some(nix::libc::EAFNOSUPPORT | nix::libc::EOPNOTSUPP)
-                        ) => {}
+                        && matches!(e.errno(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EOPNOTSUPP)) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -144,7 +141,8 @@ impl Netlink {
 
 /// A rule from `struct fib_rule_hdr` and its attributes; `None` for one that sends to no table.
 fn rule(payload: &[u8]) -> Option<Rule> {
-    let [family, dst_len, src_len, tos, table, _, _, action, flags @ ..] = payload.first_chunk::<RULE_HEADER>()?;
+    let [family, dst_len, src_len, tos, table, _, _, action, flags @ ..] =
+        payload.first_chunk::<RULE_HEADER>()?;
     if !matches!(*family, AF_INET | AF_INET6) || *action != FR_ACT_TO_TBL {
         return None;
     }
@@ -185,9 +183,12 @@ mod tests {
 
     fn some_rule() -> impl Strategy<Value = Rule> {
         let ports = proptest::option::of((1u8..=255, any::<u16>(), any::<u16>()));
-        (any::<bool>(), any::<u32>(), 1u32.., proptest::option::of("[a-z]{1,8}"), ports, any::<u8>()).prop_map(
-            |(ipv4, pref, table, iif, ports, protocol)| Rule { iif, ports, ..Rule::all(ipv4, pref, table, protocol) },
-        )
+        (any::<bool>(), any::<u32>(), 1u32.., proptest::option::of("[a-z]{1,8}"), ports, any::<u8>())
+            .prop_map(|(ipv4, pref, table, iif, ports, protocol)| Rule {
+                iif,
+                ports,
+                ..Rule::all(ipv4, pref, table, protocol)
+            })
     }
 
     proptest! {

@@ -16,7 +16,8 @@ use super::convert::{self, FieldError};
 use super::document::{Document, Fault, Faults};
 use super::{Problem, names};
 use crate::model::{
-    EndpointSlice, HostPort, Model, Namespace, NetworkPolicy, Node, ObjectName, Origin, Pod, Protocol, Service,
+    EndpointSlice, HostPort, Model, Namespace, NetworkPolicy, Node, ObjectName, Origin, Pod, Protocol,
+    Service,
 };
 
 /// A kind of object.

@@ -56,7 +56,8 @@ impl Node for Service {
         if decapped && !cx.snap.is_own(key.dst) {
             return Next::Policy;
         }
-        let from_outside = !decapped && cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
+        let from_outside =
+            !decapped && cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
         let frontend = match cx.snap.services.find(key.dst, key.proto, key.dport) {
             Found::Nothing => return Next::Policy,
             Found::NoPort => {

@@ -106,7 +106,8 @@ fn kernel(addresses: &[&str]) -> NetView {
 fn planned(manifests: &str, config: &str, net: &NetView) -> (HostPlan, Vec<String>) {
     let model = load_dir(&Folder::new(manifests).0).unwrap().model;
     let config = Config::parse(config).unwrap();
-    let mut tables = Tables::new("a", 1, SnatSettings { outgoing: true, ports: (40_000, 41_000), inside: vec![] });
+    let mut tables =
+        Tables::new("a", 1, SnatSettings { outgoing: true, ports: (40_000, 41_000), inside: vec![] });
     let mut snapshot = Snapshot::default();
     snapshot.node.addresses = net.node_addresses().into_iter().map(Ip::from).collect();
     let model = Arc::clone(&model);
@@ -144,14 +145,18 @@ fn what_is_led_into_the_pair() {
     let shared: Vec<String> = plan.shared.iter().map(|(a, own)| format!("{a} {own}")).collect();
     assert_eq!(
         shared,
-        ["172.17.0.1 true", "192.0.2.1 true", "198.51.100.9 false", "2001:db8::1 true", "2001:db8:1::9 false"]
+        [
+            "172.17.0.1 true",
+            "192.0.2.1 true",
+            "198.51.100.9 false",
+            "2001:db8::1 true",
+            "2001:db8:1::9 false"
+        ]
     );
     let ports: Vec<_> = plan.ports.iter().copied().collect();
-    assert_eq!(
-        ports,
-        [(false, 6, 80), (false, 6, 30_080), (true, 6, 80), (true, 6, 30_080), (true, 17, 53)]
-    );
-    let (plan, _) = planned(CLUSTER, "[host]\nnode_ports = false\n[overlay]\nencap = \"none\"", &kernel(&OWN));
+    assert_eq!(ports, [(false, 6, 80), (false, 6, 30_080), (true, 6, 80), (true, 6, 30_080), (true, 17, 53)]);
+    let (plan, _) =
+        planned(CLUSTER, "[host]\nnode_ports = false\n[overlay]\nencap = \"none\"", &kernel(&OWN));
     assert_eq!((plan.shared.len(), plan.ports.len(), plan.path_mtu), (0, 0, Some(1500)));
 }
 

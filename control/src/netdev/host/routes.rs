@@ -73,7 +73,8 @@ impl HostPair {
                 Err(e) => errors.push(e),
             }
         }
-        let old = there.into_iter().chain(self.routes.keys().copied()).filter(|key| !wanted.contains_key(key));
+        let old =
+            there.into_iter().chain(self.routes.keys().copied()).filter(|key| !wanted.contains_key(key));
         let mut old: Vec<(u32, IpNet)> = old.collect();
         old.sort_unstable();
         old.dedup();
@@ -89,7 +90,8 @@ impl HostPair {
     fn put(&mut self, (table, net): (u32, IpNet), spec: &Spec) -> Result<(), Error> {
         let flags = if spec.gateway.is_some() { RTNH_F_ONLINK } else { 0 };
         let scope = if spec.gateway.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
-        let mut request = self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, (table, net), scope, flags);
+        let mut request =
+            self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, (table, net), scope, flags);
         if let Some(gateway) = spec.gateway {
             request.attr(RTA_GATEWAY, &ip_bytes(gateway));
         }
@@ -122,10 +124,7 @@ impl HostPair {
             [family(net.addr()), net.prefix_len(), 0, 0, 0, PROTOCOL, scope, RTN_UNICAST, a, b, c, d];
         header.copy_from_slice(&fields);
         let mut request = Request::new(kind, flags | NLM_F_ACK, &header);
-        request
-            .attr(RTA_DST, &ip_bytes(net.addr()))
-            .u32(RTA_TABLE, table)
-            .u32(RTA_OIF, self.index);
+        request.attr(RTA_DST, &ip_bytes(net.addr())).u32(RTA_TABLE, table).u32(RTA_OIF, self.index);
         request
     }
 }
@@ -146,6 +145,8 @@ mod tests {
         let wanted = wanted(&plan);
         let keys: Vec<String> = wanted.keys().map(|(table, net)| format!("{table} {net}")).collect();
         assert_eq!(keys, ["64250 10.0.0.0/24", "64250 169.254.1.1/32", "64251 192.0.2.1/32"]);
-        assert!(wanted.values().all(|s| s.source == Some("192.0.2.1".parse().unwrap()) && s.mtu == Some(1450)));
+        assert!(
+            wanted.values().all(|s| s.source == Some("192.0.2.1".parse().unwrap()) && s.mtu == Some(1450))
+        );
     }
 }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Error, HostPair, HostPlan, Netlink, PREF_LOCAL, PREF_PODS, PREF_PORTS, PROTOCOL, Rule, TABLE_LOCAL, TABLE_MAIN,
-    TABLE_PODS, TABLE_PORTS, ignoring_no_v6,
+    Error, HostPair, HostPlan, Netlink, PREF_LOCAL, PREF_PODS, PREF_PORTS, PROTOCOL, Rule, TABLE_LOCAL,
+    TABLE_MAIN, TABLE_PODS, TABLE_PORTS, ignoring_no_v6,
 };
 
 /// A port that is a service's: whether IPv4, IP protocol number, port.
@@ -31,7 +31,9 @@ fn ranges(ports: impl IntoIterator<Item = u16>) -> Vec<(u16, u16)> {
             [(_, last), (first, _)] => first - last,
             _ => u16::MAX,
         };
-        let Some(at) = (1..out.len()).min_by_key(|at| out.get(at - 1..=*at).map_or(u16::MAX, gap)) else { break };
+        let Some(at) = (1..out.len()).min_by_key(|at| out.get(at - 1..=*at).map_or(u16::MAX, gap)) else {
+            break;
+        };
         let (_, last) = out.remove(at);
         if let Some(range) = out.get_mut(at - 1) {
             range.1 = last;
@@ -103,7 +105,8 @@ impl HostPair {
         for rule in wanted.iter().filter(|r| !there.contains(r)) {
             errors.extend(ignoring_no_v6(rule.ipv4, self.netlink.add_rule(rule)).err());
         }
-        let ours = there.iter().filter(|r| r.protocol == PROTOCOL && matches!(r.table, TABLE_PODS | TABLE_PORTS));
+        let ours =
+            there.iter().filter(|r| r.protocol == PROTOCOL && matches!(r.table, TABLE_PODS | TABLE_PORTS));
         for rule in ours.filter(|r| !wanted.contains(r)) {
             errors.extend(self.netlink.remove_rule(rule).err());
         }
@@ -146,7 +149,8 @@ pub(super) fn remove_all(netlink: &mut Netlink) -> Vec<Error> {
         errors.extend(restore_local(netlink, &there, ipv4).err());
     }
     // The main table's is never ours, whatever it bears.
-    let ours = there.iter().filter(|r| r.protocol == PROTOCOL && !matches!(r.table, TABLE_LOCAL | TABLE_MAIN));
+    let ours =
+        there.iter().filter(|r| r.protocol == PROTOCOL && !matches!(r.table, TABLE_LOCAL | TABLE_MAIN));
     errors.extend(ours.filter_map(|rule| netlink.remove_rule(rule).err()));
     errors
 }

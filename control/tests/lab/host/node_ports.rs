@@ -109,7 +109,8 @@ fn external_addresses() {
         all.push(object::slice(("default", "ext"), family, &port(PORT), &[pod(&lab, "b1", family)]));
     }
     // The address is a machine's too: its other ports are reached there.
-    lab.outside.ip([format!("addr add {}/32 dev lo", external[0]), format!("addr add {}/128 dev lo", external[1])]);
+    lab.outside
+        .ip([format!("addr add {}/32 dev lo", external[0]), format!("addr add {}/128 dev lo", external[1])]);
     let _theirs = Server::start(&lab.outside, "outside", 8000).unwrap();
     lab.apply("ext.yaml", &all);
     let node = lab.node("a");

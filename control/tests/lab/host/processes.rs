@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use super::{
-    PORT, ask, cluster_ip, gateway, lab, must_answer, must_reach, outside, pod, process, serve, spec, three_nodes,
+    PORT, ask, cluster_ip, gateway, lab, must_answer, must_reach, outside, pod, process, serve, spec,
+    three_nodes,
 };
 use crate::harness::lab::Lab;
 use crate::harness::object;
