@@ -309,6 +309,13 @@ impl Snapshot {
         }
     }
 
+    /// The way through the tunnel of another node that has this address.
+    #[inline]
+    #[must_use]
+    pub fn tunnel_to(&self, node: Ip) -> Option<Egress> {
+        self.node_tunnels.get(&node).and_then(|index| self.through(*index))
+    }
+
     /// Whether an address is one of this node's own.
     #[inline]
     #[must_use]

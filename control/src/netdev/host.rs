@@ -33,8 +33,8 @@ use super::neighbor::PROTOCOL;
 use super::route::{TABLE_LOCAL, TABLE_MAIN};
 use super::view::{Link, LinkKind, NetView, NudState};
 use super::wire::{
-    AF_INET6, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK, RTM_NEWLINK, RTM_NEWNEIGH,
-    Request, family, ip_bytes,
+    AF_INET, AF_INET6, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWNEIGH, Request, family, ip_bytes,
 };
 use super::{Error, Netlink, Rule};
 
@@ -66,6 +66,13 @@ const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const NUD_PERMANENT: u8 = 0x80;
+// linux/if_addr.h
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const SCOPE_LINK: u8 = 253;
+/// An address for the host's end, which nobody speaks to: the kernel refuses packets from the node's own addresses
+/// on a device without one, however loose `rp_filter` is.
+const OWN: [u8; 4] = [169, 254, 1, 2];
 
 /// What the pair is to lead to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -238,6 +245,7 @@ impl HostPair {
                 self.netlink.set_up(link, true)?;
             }
         }
+        self.set_address()?;
         for gateway in [IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()] {
             self.set_gateway(gateway)?;
         }
@@ -265,6 +273,14 @@ impl HostPair {
         });
         let what = || format!("make the veth pair '{}' and '{}'", self.name, self.ours);
         self.netlink.call(what, request, |_| {})
+    }
+
+    fn set_address(&mut self) -> Result<(), Error> {
+        let [a, b, c, d] = self.index.to_ne_bytes();
+        let body = [AF_INET, 32, 0, SCOPE_LINK, a, b, c, d];
+        let mut request = Request::new(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &body);
+        request.attr(IFA_LOCAL, &OWN).attr(IFA_ADDRESS, &OWN);
+        self.netlink.call(|| format!("give '{}' an address", self.name), request, |_| {})
     }
 
     /// No link-local address: nothing speaks on this link by itself.

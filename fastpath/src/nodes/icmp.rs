@@ -105,8 +105,14 @@ impl Node for Icmp {
         };
         let reset =
             matches!(answer, Answer::Refuse(_)) && meta.proto == proto::TCP && !meta.has(flags::ICMP_ERROR);
-        // A reset comes from the address asked, perhaps a pod's; an error from this node.
-        let way = if reset { cx.snap.egress_from(target, receiver) } else { cx.snap.egress(receiver) };
+        // A reset comes from the address asked, perhaps a pod's; an error from this node, which speaks to another one
+        // without a tunnel, but answers what came through one by it.
+        let by_tunnel = || cx.snap.tunnel_to(receiver).filter(|_| meta.has(flags::DECAPPED));
+        let way = match by_tunnel() {
+            Some(way) => Ok(way),
+            None if reset => cx.snap.egress_from(target, receiver),
+            None => cx.snap.egress(receiver),
+        };
         // The offending packet is counted already; only an error held back for its rate has a reason of its own.
         let Ok(egress) = way else { return Next::Done };
         let icmp_proto = if receiver.is_v4() { proto::ICMP } else { proto::ICMPV6 };

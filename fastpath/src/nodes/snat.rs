@@ -5,7 +5,8 @@
 //! - A client from outside that uses a service takes it too, unless only backends of this node serve it.
 //! - A pod that reaches itself through a service takes the gateway's address, or over IPv6 this node's.
 //! - What the node itself sends through us takes its address and a port of the range too where the answer would else
-//!   come to the kernel and not to us: by an uplink without a tunnel, or from an address that other nodes do not know.
+//!   come to the kernel and not to us: to a service's backend by an uplink without a tunnel, or from an address that
+//!   other nodes do not know.
 //! - What is sent to the node itself comes from the gateway where the kernel would else answer past us: from the node's
 //!   own addresses, and from outside to a process of the node behind a service.
 //! - Everything else keeps its source; so does a flow that exists.
@@ -43,20 +44,20 @@ impl Node for Snat {
             let _ = cx.flows.remove(at);
             return Next::Drop(DropReason::NatNoFlow);
         }
+        let key = cx.packets.key(i);
+        if original == translated && snat.holds(key.dst, key.dport) && is_outside(cx.snap, &meta) {
+            // What comes from outside to a translated source belongs to a flow, or to nobody: to hand it to the
+            // kernel would have it refuse connections that a restart left without a flow. What a socket of the
+            // node waits for has been looked up by the XDP program, but echo replies have no port to look up.
+            let pinged = is_echo_reply(&meta) && cx.snap.is_for_host(key.dst);
+            return if pinged { Next::Route } else { Next::Drop(DropReason::NatNoFlow) };
+        }
         if setup.reply {
             return Next::Route;
         }
         let source = wanted(cx.snap, &meta, &setup);
         let addr = match source {
-            Source::Keep => {
-                // What comes from outside to a translated source belongs to a flow, or to nobody: to hand it to the
-                // kernel would have it refuse connections that a restart left without a flow. What a socket of the
-                // node waits for has been looked up by the XDP program, but echo replies have no port to look up.
-                let lost = is_outside(cx.snap, &meta)
-                    && snat.holds(translated.dst, translated.dport)
-                    && !(is_echo_reply(&meta) && cx.snap.is_for_host(translated.dst));
-                return if lost { Next::Drop(DropReason::NatNoFlow) } else { Next::Route };
-            }
+            Source::Keep => return Next::Route,
             Source::Gateway if original.src.is_v4() => GATEWAY_V4,
             Source::Gateway => GATEWAY_V6,
             Source::Node => match snat.address(original.src.is_v4()) {
@@ -88,10 +89,11 @@ fn wanted(snap: &Snapshot, meta: &Meta, setup: &Setup) -> Source {
         return if past_us { Source::Gateway } else { Source::Keep };
     }
     match setup.source {
-        Source::Keep if leaves(snap, src, dst) || is_lost_by_host(snap, meta, src, dst) => Source::Node,
+        Source::Keep if leaves(snap, src, dst) || is_lost_by_host(snap, meta, setup) => Source::Node,
         // The gateway is link-local there: a UDP socket bound to no address would answer it from the pod's own
-        // link-local address (RFC 6724 5, rule 2), which is no address of the flow.
-        Source::Gateway if !src.is_v4() => Source::Node,
+        // link-local address (RFC 6724 5, rule 2), which is no address of the flow. Nor is it one that another node
+        // answers to: a process there may reach itself through a service here.
+        Source::Gateway if !src.is_v4() || !snap.local.contains_key(&dst) => Source::Node,
         source => source,
     }
 }
@@ -109,11 +111,17 @@ fn is_echo_reply(meta: &Meta) -> bool {
     }
 }
 
-/// Whether a packet of the host's would be answered to its kernel, past us, or nowhere.
-fn is_lost_by_host(snap: &Snapshot, meta: &Meta, src: Ip, dst: Ip) -> bool {
+/// Whether the answer to a packet of the host's that must be translated back would pass us by, or find nobody.
+///
+/// Towards another node's pod without a tunnel it may itself be an answer, to what came to the kernel straight from
+/// the link: it stays what it is, and so does what is answered to it.
+fn is_lost_by_host(snap: &Snapshot, meta: &Meta, setup: &Setup) -> bool {
+    let (src, dst) = (setup.original.src, setup.translated.dst);
+    let translated = setup.original.dst != dst;
     snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Host)
         && !snap.local.contains_key(&dst)
-        && snap.egress(dst).is_ok_and(|e| e.tunnel == NO_INDEX || snap.snat.address(src.is_v4()) != Some(src))
+        && (snap.snat.address(src.is_v4()) != Some(src)
+            || translated && snap.egress(dst).is_ok_and(|e| e.tunnel == NO_INDEX))
 }
 
 /// Whether a connection is one of a pod of this node to the outside. What the host forwards by other devices keeps
