@@ -339,6 +339,16 @@ fn errors_about_the_hosts_own_packets_are_the_hosts() {
         net.bed(1).send(UPLINK, &world::to_uplink(1, other));
         assert_eq!(net.settle(), []);
         assert_eq!(net.bed(1).drops(), [(DropReason::IcmpUnrelated, 1)].into());
+        // Without a tunnel another node's pod asks the kernel past us; its refusal goes out by us all the same.
+        let mut net = Net::new(false, &[]);
+        let asked = from_host(Spec::udp(pod(v6, 2, 1), own, 4000, 9));
+        let mut told = world::error_about(&asked, icmp::ErrorKind::PortUnreachable, own);
+        told[..6].copy_from_slice(&[0xee; 6]);
+        told[6..12].copy_from_slice(&HOST_MAC.0);
+        net.bed(1).send(HOST, &told);
+        let sent = net.bed(1).run();
+        let [(UPLINK, frame)] = sent.as_slice() else { panic!("{sent:?} {:?}", net.drops()) };
+        assert_eq!(world::error(frame).1, pod(v6, 2, 1));
     }
 }
 

@@ -144,10 +144,16 @@ fn error(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     // It goes where the quoted packet came from; an error sent elsewhere is not about this flow.
     let about_sender = dst == cx.packets.key(i).dst;
     let Some(hit) = hit.filter(|_| about_sender) else {
-        // About a packet of the node's own whose port is in our range: the kernel's to judge.
-        let uplink = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
-        let own = cx.snap.is_own(dst) && cx.snap.is_for_host(dst);
-        if !(about_sender && uplink && own && !meta.has(flags::DECAPPED)) {
+        let passes = match cx.snap.port(meta.ingress).map(|p| p.role) {
+            // About a packet of the node's own whose port is in our range: the kernel's to judge.
+            Some(PortRole::Uplink) => {
+                !meta.has(flags::DECAPPED) && cx.snap.is_own(dst) && cx.snap.is_for_host(dst)
+            }
+            // About one that came to the kernel straight from the link, as without a tunnel.
+            Some(PortRole::Host) => true,
+            Some(PortRole::Pod) | None => false,
+        };
+        if !(about_sender && passes) {
             return Next::Drop(DropReason::IcmpUnrelated);
         }
         *cx.packets.setup_mut(i) = Setup::first(key);

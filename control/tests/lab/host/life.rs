@@ -116,7 +116,9 @@ fn a_deleted_pair_comes_back() {
     eventually("the pair is back", PATIENCE * 3, || named::ask_tcp(&node.ns, to).ok());
     asked(&lab);
     // So do its routes.
-    node.ns.ip(["route flush table 64250", "-6 route flush table 64250"].map(str::to_owned));
+    for family in ["-4", "-6"] {
+        node.ns.exec("ip", &[family, "route", "flush", "table", "64250"]);
+    }
     eventually("the routes are back", PATIENCE * 3, || named::ask_tcp(&node.ns, to).ok());
     eventually("all is well", PATIENCE, || (node.cli().status().0["degraded"] == json!([])).then_some(()));
 }
