@@ -4,6 +4,7 @@
 #   scripts/test.sh               everything but what only --deep adds
 #   scripts/test.sh --quick       formatting, lints, docs, unit and property tests
 #   scripts/test.sh --lab [NAME]  lab tests only: all, or those whose name contains NAME, with their output
+#   scripts/test.sh --cni [NAME]  lab tests of the CNI plugin only, likewise
 #   scripts/test.sh --deep [PART] everything, then Miri, sanitizers and the licence check; or only one of these:
 #                                 miri, address, thread, licences
 #
@@ -16,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 . scripts/lib/setup.sh
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' scripts/test.sh; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' scripts/test.sh; }
 
 mode=all
 lab_filter=()
@@ -37,6 +38,14 @@ while [ $# -gt 0 ]; do
             mode=lab
             if [ $# -gt 1 ]; then
                 lab_filter=("$2")
+                shift
+            fi
+            ;;
+        --cni)
+            mode=lab
+            lab_filter=("cni::")
+            if [ $# -gt 1 ]; then
+                lab_filter=("cni::$2")
                 shift
             fi
             ;;
@@ -115,6 +124,17 @@ xdp_objects() {
             ;;
         *) bad "$name" "ended with code $code" ;;
     esac
+}
+
+# What the CNI plugin is tested with: the reference runtime, built from Go modules, and Debian's IPAM plugin.
+CNITOOL=v1.3.1
+provide_cni_peers() {
+    install_packages containernetworking-plugins
+    [ -x target/tools/bin/cnitool ] && return
+    local go=go
+    command -v go >/dev/null || { [ -x /usr/local/go/bin/go ] && go=/usr/local/go/bin/go; } || install_packages golang-go
+    note "building cnitool $CNITOOL"
+    GOBIN=$PWD/target/tools/bin GOFLAGS=-p=2 "$go" install "github.com/containernetworking/cni/cnitool@$CNITOOL"
 }
 
 lab() {
@@ -202,6 +222,7 @@ fi
 if [ "$mode" = all ] || [ "$mode" = deep ]; then
     xdp_objects
 fi
+[ "$mode" = quick ] || [ "$mode" = part ] || provide_cni_peers
 case "$mode" in
     all | deep) tests "Lab" lab ;;
     lab) tests "Lab" lab --nocapture "${lab_filter[@]}" ;;

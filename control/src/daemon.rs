@@ -17,12 +17,14 @@ use fastpath::snapshot::{PortRole, Snapshot};
 use crate::attach::{Attacher, Wanted, max_mtu};
 use crate::compile::tables::Tables;
 use crate::compile::{self, Compiled, Inputs, Overlay};
-use crate::config::{Config, OnFailure};
+use crate::config::{Config, OnFailure, XdpMode};
 use crate::explain::LiveExplainer;
 use crate::netdev::{HostPair, NetView, NudState, ReservedPorts, Resolver, select_uplinks};
 use crate::source::{Severity, Update};
 
 mod asked;
+mod cni;
+mod endpoints;
 mod enforced;
 mod heartbeat;
 mod host;
@@ -57,6 +59,12 @@ struct Daemon {
     host: Option<HostPair>,
     /// Ports of translated sources, kept from the kernel.
     reserved: Option<ReservedPorts>,
+    /// What the source says.
+    source: Arc<Update>,
+    /// What the CNI plugin made here.
+    endpoints: endpoints::Endpoints,
+    cni: cni::Cni,
+    /// The two together.
     update: Arc<Update>,
     net: Arc<NetView>,
     /// What the workers were last given.
@@ -115,6 +123,7 @@ impl Daemon {
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
         self.reap();
         self.synced = Some(SystemTime::now());
+        self.cni_synced();
     }
 
     /// Drops, once, the pinned links of an earlier run that nothing took over.
@@ -124,7 +133,8 @@ impl Daemon {
     fn reap(&mut self) {
         let in_doubt = !self.attach_problems.is_empty()
             || !self.update.model.nodes.contains_key(&self.node)
-            || self.update.problems.iter().any(|p| p.severity == Severity::Error);
+            || self.update.problems.iter().any(|p| p.severity == Severity::Error)
+            || !self.endpoints.problems().is_empty();
         if self.reaped || in_doubt && self.config.xdp.on_failure == OnFailure::Drop {
             return;
         }
@@ -172,6 +182,17 @@ impl Daemon {
                 self.attach_problems
                     .push(format!("{}: is the host port and named by pod {pod}", pair.ours()));
             }
+        }
+        let devices: BTreeSet<&str> = self.net.links.values().map(|l| l.name.as_str()).collect();
+        // Their pods are not known (yet): attached all the same, and under no policy, so that nothing passes. A device
+        // that is gone is missed by nobody.
+        for record in self.endpoints.strangers().filter(|r| devices.contains(r.device.as_str())) {
+            wanted.entry(record.device.clone()).or_insert_with(|| Wanted {
+                role: PortRole::Pod,
+                pod: None,
+                peer_mac: Some(record.mac),
+                netns: (self.config.xdp.mode == XdpMode::Generic).then(|| record.netns.clone()),
+            });
         }
         let max_mtu = max_mtu(self.config.memory.frame_size);
         let (uplinks, errors) = select_uplinks(&self.net, &self.config.uplink.interfaces, max_mtu);

@@ -14,11 +14,13 @@
 //! | [`daemon`] | `fastpath run` |
 //! | [`api`] | the daemon's unix socket: server, client, types |
 //! | [`cli`] | the command line |
+//! | [`cni`] | the CNI plugin |
 //! | [`logging`] | the daemon's log |
 
 pub mod api;
 pub mod attach;
 pub mod cli;
+pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod daemon;

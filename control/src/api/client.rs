@@ -69,6 +69,29 @@ impl Client {
     /// # Errors
     /// The daemon went away or refused, or its answer cannot be read.
     pub fn ask<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, ClientError> {
+        self.wait(WAIT + request.patience())?;
+        self.exchange(request)
+    }
+
+    /// As [`Client::ask`], but gives up after `limit`.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn ask_within<T: DeserializeOwned>(
+        &mut self,
+        limit: Duration,
+        request: Request,
+    ) -> Result<T, ClientError> {
+        self.wait(limit)?;
+        self.exchange(request)
+    }
+
+    fn wait(&self, limit: Duration) -> Result<(), ClientError> {
+        let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
+        self.stream.get_ref().set_read_timeout(Some(limit)).map_err(unreachable)
+    }
+
+    fn exchange<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, ClientError> {
         let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
         let mut line = serde_json::to_vec(&Envelope { version: PROTOCOL, request })
             .map_err(|e| ClientError::Answer(e.to_string()))?;

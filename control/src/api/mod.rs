@@ -24,7 +24,11 @@ pub mod types;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use crate::cni::record::{Key, Record};
 
 pub use client::{Client, ClientError};
 pub use instance::{Instance, InstanceError};
@@ -89,6 +93,36 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         dport: Option<u16>,
     },
+    /// What the CNI plugin needs to know of this node: [`types::CniNode`].
+    CniNode,
+    /// Attaches what the plugin made and recorded, and answers when it is under its policies: [`types::CniAttached`].
+    CniAttach {
+        /// The record.
+        record: Box<Record>,
+        /// Longest wait for the pod to be known, in milliseconds.
+        wait_ms: u64,
+    },
+    /// Forgets an attachment whose device is gone: [`types::CniDetached`].
+    CniDetach {
+        /// The attachment.
+        key: Key,
+    },
+    /// Whether an attachment is in order: [`types::CniChecked`].
+    CniCheck {
+        /// The attachment.
+        key: Key,
+    },
+}
+
+impl Request {
+    /// How much longer than others this one may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match self {
+            Request::CniAttach { wait_ms, .. } => Duration::from_millis(*wait_ms),
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// A request on the wire.

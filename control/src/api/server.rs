@@ -15,8 +15,8 @@ use tracing::{debug, warn};
 
 use super::{ApiError, Envelope, ErrorCode, MAX_REQUEST, PROTOCOL, Reply, Request};
 
-/// Most clients at one time.
-pub const MAX_CLIENTS: usize = 64;
+/// Most clients at one time: a node that starts has its runtime add a hundred pods at once, each of them waiting.
+pub const MAX_CLIENTS: usize = 256;
 /// A client that asks nothing is disconnected after this long.
 const IDLE: Duration = Duration::from_secs(60);
 /// A client that does not take its answer is disconnected after this long.
@@ -99,7 +99,7 @@ async fn client(stream: UnixStream, view: Arc<dyn StateView>) -> std::io::Result
             Err(ApiError::new(ErrorCode::TooLarge, format!("a request has at most {MAX_REQUEST} bytes")))
         } else {
             match parse(&line) {
-                Ok(request) => match timeout(ANSWER, view.answer(request)).await {
+                Ok(request) => match timeout(ANSWER + request.patience(), view.answer(request)).await {
                     Ok(result) => result,
                     Err(_) => Err(ApiError::new(ErrorCode::Internal, "the daemon took too long to answer")),
                 },

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::explain::Outcome;
 use crate::source::Severity;
 
+mod cni;
 mod enforced;
 
+pub use cni::{CniAttached, CniChecked, CniDetached, CniNode};
 pub use enforced::{BackendRow, DropDetail, PolicyRow, ServiceRow};
 
 /// Answer to `version`.

@@ -128,6 +128,13 @@ Exit code 0 only when the daemon is ready and nothing is degraded, else 1; -o js
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// The CNI plugin: a container runtime's call, by environment and standard input.
+    #[command(after_help = "\
+Container runtimes start this program by the name `fastpath-cni`, which is the same. The verb is in CNI_COMMAND, the
+network configuration on standard input (CNI spec 1.1.0, 1.0.0, 0.4.0, 0.3); configs/cni/10-fastpath.conflist is an
+example with every key. By hand:
+  CNI_COMMAND=STATUS fastpath cni < net.json   can pods be added? {\"cniVersion\": \"1.1.0\", \"name\": \"pods\"}")]
+    Cni,
     /// Version of this program, and of the daemon if one runs.
     Version,
 }

@@ -134,6 +134,8 @@ fn run(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
         Command::Config { command: ConfigCommand::Reference } => {
             Ok(out.write_all(crate::config::reference().as_bytes())?)
         }
+        // With options beside it; alone it never comes here.
+        Command::Cni => crate::cni::serve().then_some(()).ok_or(Failure::Said(FAILED)),
         Command::Version => version(&socket, cli.output, out),
     }
 }

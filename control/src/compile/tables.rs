@@ -14,7 +14,7 @@ use fastpath::tables::policy::GroupId;
 use super::policy::{self, Compiler, Counters, Scope};
 use super::service::{ServiceTables, Services};
 use super::{Port, snat};
-use crate::model::Model;
+use crate::model::{Model, ObjectName};
 
 pub use super::snat::SnatSettings;
 
@@ -93,6 +93,12 @@ impl Tables {
             }
         }
         problems
+    }
+
+    /// Whether the policies know a pod of this node.
+    #[must_use]
+    pub fn knows(&self, pod: &ObjectName) -> bool {
+        self.policy.endpoints.contains_key(pod)
     }
 
     /// What rules have counted.

@@ -184,6 +184,8 @@ section! {
     "daemon" Daemon {
         /// Folder of the daemon's socket (`fastpath.sock`) and lock; one per daemon on a machine.
         "state_dir" state_dir: PathBuf = PathBuf::from("/run/fastpath"), AbsolutePath;
+        /// Folder of what must outlive a restart and a reboot.
+        "data_dir" data_dir: PathBuf = PathBuf::from("/var/lib/fastpath"), AbsolutePath;
         /// Least severe message logged to stderr; the environment's RUST_LOG overrides it.
         "log" log: LogLevel = LogLevel::Info, OneOf;
     }

@@ -54,6 +54,7 @@ fn every_key_is_read() {
         name = "node-a"
         [daemon]
         state_dir = "/run/fastpath-demo/a"
+        data_dir = "/var/lib/fastpath-demo/a"
         log = "debug"
         [source]
         kind = "directory"
@@ -116,7 +117,11 @@ fn every_key_is_read() {
     let a1 = crate::model::ObjectName { namespace: "demo".into(), name: "a1".into() };
     let want = Config {
         node: NodeSection { name: Some("node-a".into()) },
-        daemon: Daemon { state_dir: "/run/fastpath-demo/a".into(), log: LogLevel::Debug },
+        daemon: Daemon {
+            state_dir: "/run/fastpath-demo/a".into(),
+            data_dir: "/var/lib/fastpath-demo/a".into(),
+            log: LogLevel::Debug,
+        },
         source: Source { kind: SourceKind::Directory, path: "manifests".into() },
         pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into() },
         xdp: Xdp {

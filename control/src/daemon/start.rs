@@ -54,6 +54,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let (asker, mut requests) = Asker::new();
     let listener = tokio::net::UnixListener::from_std(instance.listen()?)?;
     let api = tokio::spawn(crate::api::serve(listener, Arc::new(asker)));
+    daemon.learn(Arc::clone(&daemon.source));
     daemon.sync();
     let heart = daemon.attacher.redirect.take_heartbeat().context("the heartbeat is taken")?;
     let heartbeat = Heartbeat::start(heart, daemon.attacher.engine.pulse()).context("heartbeat thread")?;
@@ -66,21 +67,36 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let mut due: Option<tokio::time::Instant> = None;
     loop {
         let mut dirty = false;
+        let look_again = daemon.cni.look_again();
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = tick.tick() => dirty = daemon.tick(),
-            _ = retry.tick() => dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty(),
+            _ = retry.tick() => {
+                dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty();
+                dirty |= daemon.reload_endpoints();
+            }
             Ok(()) = updates.changed() => {
-                daemon.update = updates.borrow_and_update().clone();
+                daemon.learn(updates.borrow_and_update().clone());
                 dirty = true;
             }
             Ok(()) = net.changed() => {
-                let view = net.borrow_and_update().clone();
+                let view = daemon.cni.complete(net.borrow_and_update().clone());
                 dirty = !view.forwarding_eq(&daemon.net);
                 daemon.net = view;
             }
-            Some(question) = requests.recv() => daemon.answer(question),
+            Some(question) = requests.recv() => {
+                let mut at_once = daemon.answer(question);
+                while let Ok(question) = requests.try_recv() {
+                    at_once |= daemon.answer(question);
+                }
+                if at_once {
+                    // A pod's start waits for it.
+                    due = None;
+                    daemon.sync();
+                }
+            }
+            () = tokio::time::sleep(look_again.unwrap_or_default()), if look_again.is_some() => daemon.cni_answer(),
             () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                 due = None;
                 daemon.sync();
@@ -143,7 +159,11 @@ fn start(
     let (reserved, start_problems) = reserve_ports(&config);
     let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config, workers.len()));
     let resolver = Resolver::new()?;
+    let endpoints = super::endpoints::Endpoints::open(&config.daemon.data_dir);
     Ok(Daemon {
+        endpoints,
+        cni: super::cni::Cni::new()?,
+        source: Arc::clone(&update),
         cores: workers.iter().filter_map(|w| w.core).collect(),
         overlay: overlay(&config),
         reserved,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use fastpath::graph::{DropReason, NodeId};
 use fastpath::packet::{FlowKey, NO_INDEX, PortId, proto};
@@ -52,9 +53,17 @@ impl StateView for Asker {
 }
 
 impl Daemon {
-    /// Answers one question. A client that is gone by then loses nothing.
-    pub(super) fn answer(&self, question: Question) {
-        let result = match question.request {
+    /// Answers one question, now or, for the CNI plugin, when it is so; returns whether to sync at once. A client that is
+    /// gone by then loses nothing.
+    pub(super) fn answer(&mut self, question: Question) -> bool {
+        let Question { request, reply } = question;
+        let result = match request {
+            Request::CniAttach { record, wait_ms } => {
+                return self.cni_attach(*record, Duration::from_millis(wait_ms), reply);
+            }
+            Request::CniDetach { key } => return self.cni_detach(&key, reply),
+            Request::CniNode => to_value(&self.cni_node()),
+            Request::CniCheck { key } => to_value(&self.cni_check(&key)),
             Request::Version => to_value(&Version::own()),
             Request::Status => to_value(&self.status()),
             Request::Endpoints => to_value(&self.endpoints()),
@@ -69,7 +78,8 @@ impl Daemon {
             Request::Runtime => to_value(&self.runtime()),
             Request::Explain { from, to, proto, dport } => self.explain(&from, &to, &proto, dport),
         };
-        let _ = question.reply.send(result);
+        let _ = reply.send(result);
+        false
     }
 
     fn explain(&self, from: &str, to: &str, proto: &str, dport: Option<u16>) -> Result<Value, ApiError> {
@@ -84,6 +94,7 @@ impl Daemon {
         let engine = &self.attacher.engine;
         let mut degraded: Vec<String> = self.start_problems.clone();
         degraded.extend(self.attach_problems.iter().cloned());
+        degraded.extend(self.endpoints.problems().iter().cloned());
         degraded.extend(self.compile_problems.iter().cloned());
         degraded.extend(self.kernel_problems.iter().cloned());
         let wrong = self.update.problems.iter().filter(|p| p.severity == Severity::Error).count();

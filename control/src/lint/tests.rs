@@ -18,6 +18,7 @@ fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], address: &str, po
         host_ports: std::collections::BTreeSet::new(),
         interface: None,
         netns: None,
+        uid: None,
         mac: None,
         origin: Origin::Api,
     };

@@ -157,6 +157,8 @@ impl HostPort {
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
+    /// `metadata.uid`: tells a pod from an older one of the same name; manifests need not have it.
+    pub uid: Option<String>,
     /// Labels.
     pub labels: Labels,
     /// `spec.nodeName`.

@@ -13,6 +13,7 @@
 //! | [`host`] | [`HostPair`]: the pair into the host's stack, with its routes and rules |
 //! | [`rule`] | routing rules |
 //! | [`reserved`] | [`ReservedPorts`]: keeps ports from the kernel |
+//! | [`veth`] | a pod's veth: made, its pod's end set up, looked at again |
 //! | [`netns`] | work in another network namespace |
 //!
 //! Everything is netlink: rtnetlink and the generic netlink family of ethtool, in a codec of our own (`wire`),
@@ -33,9 +34,10 @@ pub mod prepare;
 pub mod reserved;
 pub mod route;
 pub mod rule;
-mod saved;
+pub(crate) mod saved;
 mod socket;
 pub mod uplink;
+pub mod veth;
 pub mod view;
 pub mod watch;
 mod wire;

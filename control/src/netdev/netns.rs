@@ -40,7 +40,7 @@ pub fn enter<T: Send>(path: &Path, work: impl FnOnce() -> Result<T, Error> + Sen
 
 /// Opens a file that stands for a namespace. The path is an annotation's: whatever else is there (a FIFO, a device) is
 /// neither waited for nor set off.
-fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     let not_one = || io::Error::new(io::ErrorKind::InvalidInput, "it is no network namespace");
     if !std::fs::metadata(path)?.is_file() {
         return Err(not_one());

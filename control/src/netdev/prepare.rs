@@ -194,6 +194,17 @@ impl Preparer {
     }
 }
 
+/// Switches off what `plan` names on the device with this index of the calling thread's namespace, for good: a device
+/// made for the dataplane was never any other way, so nothing is recorded.
+pub(super) fn switch_off(link: u32, plan: &Plan) -> Result<(), Error> {
+    let mut ethtool = Ethtool::open()?;
+    let features = ethtool.features(link)?;
+    let is_off = |name: &String| plan.off.iter().any(|group| group.includes(name));
+    let off: BTreeMap<String, bool> =
+        features.changeable.into_iter().filter(is_off).map(|name| (name, false)).collect();
+    if off.is_empty() { Ok(()) } else { ethtool.set_features(link, &off) }
+}
+
 fn prepare(
     tools: &mut Tools,
     record: &mut Record,

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::Error;
 
 /// What the file holds; `None` when there is none.
-pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let bad = |source| Error::Record { what: "read", path: path.to_owned(), source };
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| bad(e.into())),
@@ -21,14 +21,14 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error>
 }
 
 /// The error for a file of another version than this program's.
-pub(super) fn wrong_version(path: &Path, theirs: u32, ours: u32) -> Error {
+pub(crate) fn wrong_version(path: &Path, theirs: u32, ours: u32) -> Error {
     let text = format!("its version is {theirs}, this program's is {ours}");
     let source = io::Error::new(io::ErrorKind::InvalidData, text);
     Error::Record { what: "read", path: path.to_owned(), source }
 }
 
 /// Puts `content` in the place of what the file holds; `None` removes the file.
-pub(super) fn save<T: Serialize>(path: &Path, content: Option<&T>) -> Result<(), Error> {
+pub(crate) fn save<T: Serialize>(path: &Path, content: Option<&T>) -> Result<(), Error> {
     let write = || -> io::Result<()> {
         let Some(content) = content else {
             return match fs::remove_file(path) {

@@ -22,6 +22,7 @@ pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(super) const NLM_F_CAPPED: u16 = 0x100;
 pub(super) const NLM_F_ACK_TLVS: u16 = 0x200;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
+/// For requests that make something: instead of what is there, or only if nothing is.
 pub(super) const NLM_F_REPLACE: u16 = 0x100;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
@@ -184,12 +185,6 @@ impl Request {
         self.close(start)
     }
 
-    /// Bytes as they are: the fixed header of a nested message.
-    pub(super) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
-        self.0.extend_from_slice(bytes);
-        self
-    }
-
     pub(super) fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.attr(kind, &value.to_ne_bytes())
     }
@@ -199,6 +194,19 @@ impl Request {
         let start = self.open(kind | 0x8000);
         fill(self);
         self.close(start)
+    }
+
+    /// Bytes of a fixed header inside a nested attribute; a multiple of four.
+    pub(super) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// A zero-terminated string.
+    pub(super) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
+        let mut zero_terminated = value.as_bytes().to_vec();
+        zero_terminated.push(0);
+        self.attr(kind, &zero_terminated)
     }
 
     fn open(&mut self, kind: u16) -> usize {

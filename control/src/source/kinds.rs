@@ -241,6 +241,7 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
     let mac = annotations.get(POD_MAC).and_then(|t| mac(&mut faults, POD_MAC, t));
     let pod = Pod {
         name,
+        uid: object.metadata.uid.filter(|uid| !uid.is_empty()),
         labels: object.metadata.labels.unwrap_or_default(),
         node: spec.node_name.filter(|n| !n.is_empty()),
         addresses,

@@ -24,12 +24,14 @@
 //! | `host` | the node's own processes: pods, services, node ports and host ports, both ways |
 //! | `nat` | SNAT, ICMP errors and path MTU through translation, fragments |
 //! | `mistakes` | what other dataplanes got wrong |
+//! | `cni` | the CNI plugin, as a runtime calls it |
 //! | `flood` | a SYN flood beside what is established |
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
 
 mod churn;
 mod cli;
+mod cni;
 mod conformance;
 mod counters;
 mod errors;

@@ -161,6 +161,7 @@ pub(crate) fn pod(number: usize) -> impl Strategy<Value = Arc<Pod>> {
                 host_ports: std::collections::BTreeSet::new(),
                 interface: None,
                 netns: None,
+                uid: None,
                 mac: None,
                 origin: Origin::Api,
             })

@@ -19,6 +19,7 @@ fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], node: &str, addre
         host_ports: BTreeSet::new(),
         interface: None,
         netns: None,
+        uid: None,
         mac: None,
         origin: Origin::Api,
     };

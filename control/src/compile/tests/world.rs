@@ -116,6 +116,7 @@ impl World {
             interface: None,
             mac: None,
             netns: None,
+            uid: None,
             origin: Origin::Api,
         };
         let slot = self.model.pods.entry(name).or_insert_with(|| Arc::new(pod.clone()));

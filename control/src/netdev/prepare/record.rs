@@ -99,6 +99,12 @@ impl Record {
 
     /// Puts `original` in the place of what is recorded of its device, and saves.
     pub(super) fn put(&mut self, original: Original) -> Result<(), Error> {
+        let same_place = |o: &&Original| (&o.netns, o.index) == (&original.netns, original.index);
+        let known = self.devices.iter().find(same_place);
+        if known.map_or_else(|| original.is_empty(), |known| *known == original) {
+            // Nothing changes, as with a veth that was made as it should be: no file is written.
+            return Ok(());
+        }
         self.devices.retain(|o| (&o.netns, o.index) != (&original.netns, original.index));
         if !original.is_empty() {
             self.devices.push(original);

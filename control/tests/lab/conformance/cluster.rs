@@ -129,6 +129,7 @@ impl Cluster {
                 interface: None,
                 mac: None,
                 netns: None,
+                uid: None,
                 origin: Origin::Api,
             })
         };

@@ -25,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) pin_dir: PathBuf,
     /// `daemon.state_dir`.
     pub(crate) state_dir: PathBuf,
+    /// `daemon.data_dir`.
+    pub(crate) data_dir: PathBuf,
     config: PathBuf,
     log: PathBuf,
 }
@@ -44,6 +46,7 @@ impl Node {
             ns,
             pin_dir: PathBuf::from(format!("/sys/fs/bpf/{prefix}-{}", spec.name)),
             state_dir: dir.join("state"),
+            data_dir: dir.join("data"),
             config: dir.join("fastpath.toml"),
             log: dir.join("daemon.log"),
             spec,
@@ -101,6 +104,7 @@ name = \"{name}\"
 
 [daemon]
 state_dir = \"{state}\"
+data_dir = \"{data}\"
 log = \"debug\"
 
 [source]
@@ -123,6 +127,7 @@ vni = {VNI}
 ",
             name = node_name(self.spec.name),
             state = self.state_dir.display(),
+            data = self.data_dir.display(),
             manifests = manifests.display(),
             mode = lab.xdp_mode,
             on_failure = lab.on_failure,

@@ -64,6 +64,7 @@ impl World {
             interface: None,
             mac: None,
             netns: None,
+            uid: None,
             origin: Origin::Api,
         };
         self.change(|m| drop(m.pods.insert(name, Arc::new(pod))));

@@ -1,0 +1,210 @@
+//! The endpoints that the CNI plugin made, laid over what the source says.
+//!
+//! The source learns a pod's addresses only after the plugin has returned, and never its device: both come from the
+//! plugin's record. A record and a pod belong together by namespace, name and, where both have one, uid, so that an
+//! older pod of the same name is not taken for the new one.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::cni::record::{Key, Record, Store, boot_id};
+use crate::model::{Model, ObjectName, Pod};
+
+/// The records, and the model with them.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    store: Store,
+    boot: String,
+    /// Those that are served: of this boot, not being taken down.
+    records: BTreeMap<Key, Arc<Record>>,
+    /// The pod of each, once the source shows it; of several records for one pod the newest has it.
+    pods: BTreeMap<Key, ObjectName>,
+    /// When the folder last changed, as far as it was read.
+    read: Option<SystemTime>,
+    /// Records that cannot be read.
+    problems: Vec<String>,
+    /// The source's model, and what it became.
+    overlaid: Option<(Arc<Model>, Arc<Model>)>,
+    /// Records have changed since.
+    stale: bool,
+}
+
+impl Endpoints {
+    /// Those that earlier plugins recorded in `data_dir`.
+    pub(super) fn open(data_dir: &Path) -> Self {
+        let mut endpoints = Self {
+            store: Store::of(data_dir),
+            boot: boot_id(),
+            records: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            read: None,
+            problems: Vec::new(),
+            overlaid: None,
+            stale: false,
+        };
+        endpoints.reload();
+        endpoints
+    }
+
+    /// Reads the records again if the folder has changed: what a plugin could not tell the daemon, because it was away or
+    /// slow, shows there. Returns whether anything is other now.
+    pub(super) fn reload(&mut self) -> bool {
+        let changed = self.store.changed();
+        if changed == self.read {
+            return false;
+        }
+        let before = (self.records.clone(), self.problems.clone());
+        match self.store.all() {
+            Ok((records, wrong)) => {
+                let served = records.into_iter().filter(|r| self.is_served(r));
+                self.records = served.map(|r| (r.key.clone(), Arc::new(r))).collect();
+                self.problems = wrong.iter().map(|e| format!("endpoint record: {e}")).collect();
+                self.read = changed;
+            }
+            // What is known stays in force.
+            Err(e) => self.problems = vec![format!("endpoint records: {e}")],
+        }
+        let differs = before != (self.records.clone(), self.problems.clone());
+        self.stale |= differs;
+        differs
+    }
+
+    fn is_served(&self, record: &Record) -> bool {
+        !record.deleting && record.boot == self.boot
+    }
+
+    /// Takes a record over.
+    pub(super) fn insert(&mut self, record: Record) {
+        self.records.insert(record.key.clone(), Arc::new(record));
+        self.stale = true;
+    }
+
+    /// Forgets a record; returns whether it was there.
+    pub(super) fn remove(&mut self, key: &Key) -> bool {
+        let known = self.records.remove(key).is_some();
+        self.stale |= known;
+        known
+    }
+
+    /// A record.
+    pub(super) fn get(&self, key: &Key) -> Option<&Arc<Record>> {
+        self.records.get(key)
+    }
+
+    /// The pod of a record, if the source shows it.
+    pub(super) fn pod_of(&self, key: &Key) -> Option<&ObjectName> {
+        self.pods.get(key)
+    }
+
+    /// The records of which the source shows no pod: whatever is behind them is under no policy, and denied all.
+    pub(super) fn strangers(&self) -> impl Iterator<Item = &Record> {
+        self.records.values().filter(|r| !self.pods.contains_key(&r.key)).map(AsRef::as_ref)
+    }
+
+    /// Records that cannot be read, one sentence each.
+    pub(super) fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// The source's model with the records laid over it. The same `Arc` when neither has changed, or nothing came of it,
+    /// and each object in it.
+    ///
+    /// `netns`: pods get their namespace too, for the daemon to enter.
+    pub(super) fn overlay(&mut self, source: &Arc<Model>, node: &str, netns: bool) -> Arc<Model> {
+        if let Some((from, to)) = &self.overlaid
+            && !self.stale
+            && Arc::ptr_eq(from, source)
+        {
+            return Arc::clone(to);
+        }
+        self.stale = false;
+        let mut claims: HashMap<&ObjectName, &Arc<Record>> = HashMap::new();
+        for record in self.records.values() {
+            let name = record.pod.object_name();
+            let Some((name, _)) = source.pods.get_key_value(&name).filter(|(_, p)| belongs(record, p, node))
+            else {
+                continue;
+            };
+            let newest = claims.entry(name).or_insert(record);
+            if record.created_us > newest.created_us {
+                *newest = record;
+            }
+        }
+        self.pods = claims.iter().map(|(name, r)| (r.key.clone(), (*name).clone())).collect();
+        let to = if self.records.is_empty() {
+            Arc::clone(source)
+        } else {
+            let last = self.overlaid.as_ref().map(|(_, to)| to);
+            let model = lay_over(source, &claims, &self.records, node, netns, last.map(AsRef::as_ref));
+            match last.filter(|last| ***last == model) {
+                Some(same) => Arc::clone(same),
+                None => Arc::new(model),
+            }
+        };
+        self.overlaid = Some((Arc::clone(source), Arc::clone(&to)));
+        to
+    }
+}
+
+/// Whether a record is of this pod.
+fn belongs(record: &Record, pod: &Pod, node: &str) -> bool {
+    let same_uid = match (&record.pod.uid, &pod.uid) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    };
+    same_uid && pod.node.as_deref() == Some(node) && !pod.host_network && !pod.finished
+}
+
+fn lay_over(
+    source: &Model,
+    claims: &HashMap<&ObjectName, &Arc<Record>>,
+    records: &BTreeMap<Key, Arc<Record>>,
+    node: &str,
+    netns: bool,
+    last: Option<&Model>,
+) -> Model {
+    // An address that IPAM has given out anew is no longer that of a pod the API still shows with it.
+    let mut owners: HashMap<IpAddr, &Record> = HashMap::new();
+    for record in records.values() {
+        for ip in &record.addresses {
+            let owner = owners.entry(*ip).or_insert(record);
+            if record.created_us > owner.created_us {
+                *owner = record;
+            }
+        }
+    }
+    let mut model = source.clone();
+    for (name, pod) in &mut model.pods {
+        if pod.node.as_deref() != Some(node) {
+            continue;
+        }
+        let claim = claims.get(name);
+        let is_theirs = |ip: &IpAddr| owners.get(ip).is_none_or(|o| claim.is_some_and(|c| o.key == c.key));
+        let other = match claim {
+            Some(record) => Pod {
+                addresses: record.addresses.iter().copied().filter(|ip| is_theirs(ip)).collect(),
+                interface: Some(record.device.clone()),
+                mac: Some(record.mac),
+                netns: netns.then(|| record.netns.clone()),
+                ..(**pod).clone()
+            },
+            None if pod.host_network || pod.addresses.iter().all(is_theirs) => continue,
+            None => Pod {
+                addresses: pod.addresses.iter().copied().filter(|ip| is_theirs(ip)).collect(),
+                ..(**pod).clone()
+            },
+        };
+        if **pod != other {
+            let before = last.and_then(|m| m.pods.get(name)).filter(|before| ***before == other);
+            *pod = before.cloned().unwrap_or_else(|| Arc::new(other));
+        }
+    }
+    model
+}
+
+#[cfg(test)]
+mod tests;
