@@ -19,7 +19,7 @@ use crate::compile::tables::Tables;
 use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::{Config, OnFailure, XdpMode};
 use crate::explain::LiveExplainer;
-use crate::netdev::{NetView, NudState, ReservedPorts, Resolver, select_uplinks};
+use crate::netdev::{HostPair, NetView, NudState, ReservedPorts, Resolver, select_uplinks};
 use crate::source::{Severity, SourceState, Update};
 
 mod asked;
@@ -29,6 +29,7 @@ mod enforced;
 mod health;
 mod health_ports;
 mod heartbeat;
+mod host;
 mod measure;
 mod pinhole;
 mod start;
@@ -58,6 +59,8 @@ struct Daemon {
     /// Policies, services, source translation.
     tables: Tables,
     resolver: Resolver,
+    /// The pair into the host's stack.
+    host: Option<HostPair>,
     /// Ports of translated sources, kept from the kernel.
     reserved: Option<ReservedPorts>,
     /// What the source says.
@@ -131,6 +134,7 @@ impl Daemon {
         }
         self.kernel_problems.clear();
         self.open_pinhole();
+        self.sync_host();
         self.resolver.want(neighbors.into_iter().chain(self.asked.iter()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
@@ -188,6 +192,13 @@ impl Daemon {
             };
             if let Some(other) = wanted.insert(device.clone(), entry).and_then(|w: Wanted| w.pod) {
                 self.attach_problems.push(format!("{device}: named by pod {other} and pod {}", pod.name));
+            }
+        }
+        if let Some(pair) = &self.host {
+            let entry = Wanted { role: PortRole::Host, pod: None, peer_mac: None, netns: None };
+            if let Some(pod) = wanted.insert(pair.ours().to_owned(), entry).and_then(|w| w.pod) {
+                self.attach_problems
+                    .push(format!("{}: is the host port and named by pod {pod}", pair.ours()));
             }
         }
         let devices: BTreeSet<&str> = self.net.links.values().map(|l| l.name.as_str()).collect();

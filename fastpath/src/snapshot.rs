@@ -31,7 +31,7 @@ pub struct Snapshot {
     pub tunnels: Vec<Tunnel>,
     /// Tunnel by its remote VTEP address: the VTEPs that `decap` accepts.
     pub vteps: HashMap<Ip, u16>,
-    /// Addresses of nodes that are behind a tunnel: answers to them go through it, as what they answer came.
+    /// Addresses of nodes that are behind a tunnel: what pods send there goes through it, and is answered through it.
     pub node_tunnels: HashMap<Ip, u16>,
     /// Next hops on the uplinks.
     pub next_hops: Vec<NextHop>,
@@ -93,10 +93,19 @@ pub struct NodeInfo {
     pub icmp_v4: Option<Ip>,
     /// Source of ICMPv6 errors made here.
     pub icmp_v6: Option<Ip>,
-    /// All addresses of the node, for telling host-bound packets.
+    /// All addresses of the node, for telling host-bound packets; sorted.
     pub addresses: Vec<Ip>,
     /// Addresses that tunnel packets to this node are sent to.
     pub vteps: Vec<Ip>,
+}
+
+impl NodeInfo {
+    /// Whether an address is one of this node's. There may be thousands, and this is asked for each packet.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, addr: Ip) -> bool {
+        self.addresses.binary_search(&addr).is_ok()
+    }
 }
 
 /// What a port is for.
@@ -194,7 +203,7 @@ pub struct Settings {
     pub tcp_pickup: bool,
     /// What a policy denies is answered (TCP: reset, others: ICMP administratively prohibited), not dropped in silence.
     pub reject_denied: bool,
-    /// ICMP errors and resets a worker may send each second.
+    /// ICMP errors and resets a worker may send each second, and as many "too big".
     pub icmp_rate: u32,
 }
 
@@ -217,6 +226,13 @@ pub const GATEWAY_V4: Ip = Ip::from_bits(0xffff_a9fe_0101);
 pub const GATEWAY_V6: Ip = Ip::from_bits(0xfe80_0000_0000_0000_ecee_eeff_feee_eeee);
 /// The gateway's MAC address, `ee:ee:ee:ee:ee:ee`.
 pub const GATEWAY_MAC: Mac = Mac([0xee; 6]);
+
+/// Whether an address is the gateway's.
+#[inline]
+#[must_use]
+pub fn is_gateway(addr: Ip) -> bool {
+    addr == GATEWAY_V4 || addr == GATEWAY_V6
+}
 
 /// How a packet leaves: what [`Snapshot::egress`] finds for a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,7 +280,7 @@ impl Snapshot {
             return Ok(direct(*port));
         }
         // Only flows lead there; without one the gateway is nobody.
-        if dst == GATEWAY_V4 {
+        if is_gateway(dst) {
             return Err(Unroutable::NoHostPort);
         }
         match self.routes.lookup(dst).copied().ok_or(Unroutable::NoRoute)? {
@@ -278,12 +294,40 @@ impl Snapshot {
         }
     }
 
-    /// The way back to the source of a flow, `None` when there is none.
+    /// The way of a packet from `src` to `dst`, as it is sent.
+    ///
+    /// Between a pod and another node packets go through that node's tunnel, both ways, because a pod's address is
+    /// never on the underlay while there are tunnels; nodes speak to each other without.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    #[inline]
+    pub fn egress_from(&self, src: Ip, dst: Ip) -> Result<Egress, Unroutable> {
+        match self.node_tunnels.get(&dst) {
+            Some(index) if self.local.contains_key(&src) => self.through(*index).ok_or(Unroutable::NoRoute),
+            _ => self.egress(dst),
+        }
+    }
+
+    /// The way through the tunnel of another node that has this address.
     #[inline]
     #[must_use]
-    pub fn egress_back(&self, src: Ip) -> Option<Egress> {
-        let tunnel = self.node_tunnels.get(&src).and_then(|index| self.through(*index));
-        tunnel.or_else(|| self.egress(src).ok())
+    pub fn tunnel_to(&self, node: Ip) -> Option<Egress> {
+        self.node_tunnels.get(&node).and_then(|index| self.through(*index))
+    }
+
+    /// Whether an address is one of this node's own.
+    #[inline]
+    #[must_use]
+    pub fn is_own(&self, addr: Ip) -> bool {
+        self.node.has(addr)
+    }
+
+    /// Whether packets to an address go into the host's stack.
+    #[must_use]
+    pub fn is_for_host(&self, dst: Ip) -> bool {
+        let port = self.egress(dst).ok().and_then(|e| self.port(e.port));
+        port.is_some_and(|p| p.role == PortRole::Host)
     }
 
     fn through(&self, index: u16) -> Option<Egress> {
@@ -312,7 +356,11 @@ impl Snapshot {
     pub fn icmp_source(&self, to: Ip) -> Option<Ip> {
         let (own, gateway) =
             if to.is_v4() { (self.node.icmp_v4, GATEWAY_V4) } else { (self.node.icmp_v6, GATEWAY_V6) };
-        // A node without an address of the family speaks to its own pods as their gateway.
+        // The node itself hears of its own address from nobody else; a node without an address of the family speaks
+        // to its own pods as their gateway.
+        if self.is_own(to) {
+            return Some(gateway);
+        }
         own.or_else(|| self.local.contains_key(&to).then_some(gateway))
     }
 }

@@ -26,6 +26,11 @@ pub const UPLINK: PortId = PortId(0);
 /// Pods on each node.
 pub const PODS: u8 = 4;
 
+/// The host port, where [`add_host`] adds one.
+pub const HOST: PortId = PortId(PODS as u16 + 1);
+/// MAC address of the host's end of its pair.
+pub const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0xfe, 0xed]);
+
 /// Frames and flow entries of a bed; Miri takes its time for each byte of them.
 const FRAMES: usize = if cfg!(miri) { 512 } else { 4096 };
 const ENTRIES: usize = if cfg!(miri) { 256 } else { 4096 };
@@ -149,6 +154,35 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
     snap.settings = Settings::default();
     debug_assert!(snap.next_hops.len() < usize::from(NO_INDEX));
     snap
+}
+
+/// Adds a port into the node's own stack.
+pub fn add_host(snap: &mut Snapshot) {
+    let at = usize::from(HOST.0);
+    if snap.ports.len() <= at {
+        snap.ports.resize(at + 1, None);
+    }
+    let port = PortInfo {
+        name: "fp-host".into(),
+        role: PortRole::Host,
+        mac: Mac([6, 0, 0, 0, 0xfe, 0xed]),
+        peer_mac: Some(HOST_MAC),
+        mtu: 1500,
+        addrs: Vec::new(),
+        group: None,
+        queues: vec![0],
+    };
+    if let Some(slot) = snap.ports.get_mut(at) {
+        *slot = Some(port);
+    }
+}
+
+/// A frame as the host's stack sends it.
+#[must_use]
+pub fn from_host(mut spec: Spec) -> Vec<u8> {
+    spec.src_mac = HOST_MAC;
+    spec.dst_mac = GATEWAY_MAC;
+    spec.build()
 }
 
 /// One node in memory.

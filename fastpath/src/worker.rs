@@ -416,6 +416,7 @@ impl Worker {
             snap,
             flows: &self.flows,
             now,
+            restarted: self.clock.now().duration_since(self.epoch) < Graph::PICKUP_WINDOW,
             stats: &mailbox.stats,
             rules: snap.rule_counters.of(usize::from(self.number)),
             events: &self.events,

@@ -135,6 +135,41 @@ fn an_outside_client_uses_node_ports() {
 }
 
 #[test]
+fn another_node_uses_node_ports_without_its_tunnel() {
+    for v6 in [false, true] {
+        for node in [1, 2] {
+            let (mut a, mut b) = (bed(1), bed(2));
+            let backend = Backend { addr: pod(v6, node, 1), port: 8080 };
+            set_services(&a, &[node_port(v6, 30_080, vec![backend])]);
+            // As its host sends it: from the address that pods are reached at by the tunnel.
+            let open = Spec::tcp(underlay(v6, 2), underlay(v6, 1), 5555, 30_080, SYN);
+            a.send(UPLINK, &from_outside(1, open.clone()));
+            let got = settle(&mut a, &mut b);
+            let [(at, port, frame)] = got.as_slice() else {
+                panic!("{got:?} {:?} {:?}", a.drops(), b.drops())
+            };
+            assert_eq!((*at, *port, seen(frame).src), (node, pod_port(1), underlay(v6, 1)));
+            let bed = if node == 1 { &mut a } else { &mut b };
+            bed.send(*port, &answer(frame));
+            let out = loop {
+                let sent = b.run();
+                assert!(sent.iter().all(|(_, frame)| a.send(UPLINK, frame)));
+                let out = a.run();
+                if sent.is_empty() || !out.is_empty() {
+                    break out;
+                }
+            };
+            let [(UPLINK, frame)] = out.as_slice() else { panic!("{out:?} {:?} {:?}", a.drops(), b.drops()) };
+            assert_eq!(seen(frame), world::key(&open).reversed(), "past the tunnel, as it came");
+            // To a pod it has to come by the tunnel.
+            a.send(UPLINK, &from_outside(1, Spec::tcp(underlay(v6, 2), pod(v6, 1, 2), 5555, 80, SYN)));
+            assert_eq!(a.run(), []);
+            assert_eq!(a.drops(), [(DropReason::SourceWrongWay, 1)].into());
+        }
+    }
+}
+
+#[test]
 fn local_only_without_a_local_backend_drops_what_comes_from_outside() {
     let backend = Backend { addr: pod(false, 2, 1), port: 8080 };
     let (mut a, mut b) = (bed(1), bed(2));
@@ -271,6 +306,233 @@ fn flows_end_with_their_backend() {
         assert_eq!(seen(frame).src, vip(v6, 1));
         assert_eq!(a.drops(), [(DropReason::BackendGone, 1)].into());
     }
+}
+
+#[test]
+fn a_connection_after_the_end_of_one_takes_a_current_backend() {
+    for v6 in [false, true] {
+        for reset in [false, true] {
+            let one = Backend { addr: pod(v6, 1, 2), port: 80 };
+            let two = Backend { addr: pod(v6, 1, 3), port: 80 };
+            let mut a = bed(1);
+            set_services(&a, &[service(vip(v6, 1), 80, vec![one])]);
+            let segment = |flags| from_pod(1, 1, Spec::tcp(pod(v6, 1, 1), vip(v6, 1), 4000, 80, flags));
+            let from_backend =
+                |n, flags| from_pod(1, n, Spec::tcp(pod(v6, 1, n), pod(v6, 1, 1), 80, 4000, flags));
+            let fin = tcp::control::FIN | ACK;
+            let mut frames = vec![(1, segment(SYN)), (2, from_backend(2, SYN | ACK)), (1, segment(ACK))];
+            if reset {
+                frames.push((1, segment(tcp::control::RST)));
+            } else {
+                frames.extend([(1, segment(fin)), (2, from_backend(2, fin)), (1, segment(ACK))]);
+            }
+            for (n, frame) in frames {
+                a.send(pod_port(n), &frame);
+                assert_eq!(a.run().len(), 1);
+            }
+            // The backend is there still, but takes no new connections.
+            set_services(&a, &[Service { unready: vec![one], ..service(vip(v6, 1), 80, vec![two]) }]);
+            a.send(pod_port(1), &segment(SYN));
+            let got = a.run();
+            let [(port, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+            assert_eq!((*port, seen(frame).dst), (pod_port(3), two.addr), "reset={reset}");
+            a.send(pod_port(3), &from_backend(3, SYN | ACK));
+            let got = a.run();
+            assert_eq!(seen(&got[0].1).src, vip(v6, 1));
+            // And what is narrowed meanwhile holds for it.
+            a.send(pod_port(1), &segment(tcp::control::RST));
+            assert_eq!(a.run().len(), 1);
+            let narrowed =
+                Service { ranges: vec![(client(v6, 0).into(), 24)], ..service(vip(v6, 1), 80, vec![two]) };
+            set_services(&a, &[narrowed]);
+            a.send(pod_port(1), &segment(SYN));
+            assert_eq!(a.run(), []);
+            assert_eq!(a.drops(), [(DropReason::SourceRangeDenied, 1)].into());
+        }
+    }
+}
+
+#[test]
+fn a_syn_from_outside_ends_no_masked_connection() {
+    let mut a = bed(1);
+    a.send(pod_port(1), &from_pod(1, 1, Spec::tcp(pod(false, 1, 1), client(false, 9), 4000, 443, SYN)));
+    let masked = seen(&a.run()[0].1);
+    let back = masked.reversed();
+    let segment = |flags| from_outside(1, Spec::tcp(back.src, back.dst, back.sport, back.dport, flags));
+    a.send(UPLINK, &segment(SYN | ACK));
+    assert_eq!(a.run().len(), 1);
+    a.send(UPLINK, &segment(SYN));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::NatNoFlow, 1)].into());
+    a.send(UPLINK, &segment(ACK));
+    assert_eq!(a.run().len(), 1);
+}
+
+#[test]
+fn a_search_without_end_is_not_begun_by_each_packet() {
+    let backend = Backend { addr: pod(false, 1, 2), port: 8080 };
+    let mut a = bed(1);
+    a.publish(|s| {
+        let mut snat = (*s.snat).clone();
+        (snat.first, snat.last) = (50_000, 50_299);
+        s.snat = snat.into();
+    });
+    set_services(&a, &[service(vip(false, 1), 80, vec![backend])]);
+    // Every port that a flow to the backend could have is taken by one of the pod's own.
+    let direct = |sport| from_pod(1, 1, Spec::udp(pod(false, 1, 1), backend.addr, sport, 8080));
+    for sport in (50_000..50_300).chain([4000]) {
+        a.send(pod_port(1), &direct(sport));
+        assert_eq!(a.run().len(), 1);
+    }
+    let through = |sport| from_pod(1, 1, Spec::udp(pod(false, 1, 1), vip(false, 1), sport, 80));
+    a.send(pod_port(1), &through(4000));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::SnatExhausted, 1)].into());
+    // One becomes free (the pod's flow ends with its pod's route), but for a moment nobody looks.
+    let free = FlowKey { sport: 50_007, ..seen(&direct(0)) };
+    let seed = a.worker.flows().seed();
+    let hit = a.worker.flows().lookup(&free, free.hash(seed), fastpath::tables::flow::Millis(0)).unwrap();
+    assert!(a.worker.flows().remove(hit.at));
+    a.send(pod_port(1), &through(4000));
+    assert_eq!(a.run(), [], "the range is not searched again at once");
+    // A port of its own that is free is taken even then.
+    a.send(pod_port(1), &through(4001));
+    assert_eq!(a.run().len(), 1);
+    a.advance(Duration::from_millis(20));
+    a.send(pod_port(1), &through(4000));
+    let got = a.run();
+    assert_eq!(seen(&got[0].1).sport, 50_007);
+}
+
+#[test]
+fn what_nobody_answers_gives_way_when_no_port_is_left() {
+    for v6 in [false, true] {
+        let mut a = bed(1);
+        a.publish(|s| {
+            let mut snat = (*s.snat).clone();
+            (snat.first, snat.last) = (50_000, 50_007);
+            s.snat = snat.into();
+        });
+        let query = |n, sport| from_pod(1, n, Spec::udp(pod(v6, 1, n), client(v6, 9), sport, 53));
+        // One is answered; the others fill the range.
+        a.send(pod_port(2), &query(2, 7));
+        let answered = a.run().remove(0).1;
+        a.send(UPLINK, &answer(&answered));
+        assert_eq!(a.run().len(), 1);
+        for sport in 1..=7 {
+            a.send(pod_port(1), &query(1, sport));
+            assert_eq!(a.run().len(), 1);
+        }
+        a.advance(Duration::from_millis(1900));
+        a.send(pod_port(3), &query(3, 1));
+        assert_eq!(a.run(), [], "they may be answered yet");
+        assert_eq!(a.drops(), [(DropReason::SnatExhausted, 1)].into());
+        a.advance(Duration::from_millis(200));
+        let mut ports = Vec::new();
+        for sport in 1..=7 {
+            a.send(pod_port(3), &query(3, sport));
+            let got = a.run();
+            assert_eq!(got.len(), 1, "{sport} {:?}", a.drops());
+            ports.push(seen(&got[0].1).sport);
+        }
+        ports.push(seen(&answered).sport);
+        ports.sort_unstable();
+        assert_eq!(
+            ports,
+            (50_000..=50_007).collect::<Vec<_>>(),
+            "each one's own, and none of the answered one"
+        );
+        a.send(UPLINK, &answer(&answered));
+        assert_eq!(a.run()[0].0, pod_port(2));
+    }
+}
+
+#[test]
+fn without_a_way_back_nothing_is_translated() {
+    let mut a = bed(1);
+    set_services(&a, &[node_port(true, 30_080, vec![Backend { addr: pod(true, 1, 1), port: 80 }])]);
+    a.publish(|s| {
+        let default = fastpath::tables::Prefix::new("::".parse().unwrap(), 0).unwrap();
+        let kept: Vec<_> = s.routes.iter().filter(|(p, _)| *p != default).map(|(p, r)| (p, *r)).collect();
+        s.routes = kept.into_iter().collect();
+    });
+    a.send(UPLINK, &from_outside(1, Spec::udp(client(true, 7), underlay(true, 1), 5555, 30_080)));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::NoRoute, 1)].into());
+}
+
+#[test]
+fn only_cluster_addresses_are_nobody_elses() {
+    // A machine outside that has an external address: what is no port of the service's is its own.
+    let mut a = bed(1);
+    let (own, external) = (vip(false, 1), client(false, 50));
+    let backend = Backend { addr: pod(false, 1, 2), port: 80 };
+    let outer = Service { external: true, ..service(external, 80, vec![backend]) };
+    set_services(&a, &[service(own, 80, vec![backend]), outer]);
+    for (to, dport, port) in
+        [(own, 80, Some(pod_port(2))), (external, 80, Some(pod_port(2))), (external, 22, Some(UPLINK))]
+    {
+        a.send(pod_port(1), &from_pod(1, 1, Spec::tcp(pod(false, 1, 1), to, 4000 + dport, dport, SYN)));
+        assert_eq!(a.run().first().map(|(p, _)| *p), port, "{to:?} {dport}");
+    }
+    assert_eq!(a.drops(), BTreeMap::new());
+    a.send(pod_port(1), &from_pod(1, 1, Spec::tcp(pod(false, 1, 1), own, 4000, 22, SYN)));
+    assert_eq!(a.run().len(), 1, "a reset");
+    assert_eq!(a.drops(), [(DropReason::ServicePortUnknown, 1)].into());
+}
+
+#[test]
+fn an_outside_client_that_is_the_backend_is_masked() {
+    for v6 in [false, true] {
+        let mut a = bed(1);
+        set_services(&a, &[node_port(v6, 30_080, vec![Backend { addr: client(v6, 7), port: 8080 }])]);
+        let open = Spec::tcp(client(v6, 7), underlay(v6, 1), 5555, 30_080, SYN);
+        a.send(UPLINK, &from_outside(1, open.clone()));
+        let got = a.run();
+        let [(UPLINK, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+        assert_eq!((seen(frame).src, seen(frame).dst), (underlay(v6, 1), client(v6, 7)));
+        a.send(UPLINK, &world::to_uplink(1, answer(frame)));
+        assert_eq!(seen(&a.run()[0].1), world::key(&open).reversed());
+    }
+}
+
+#[test]
+fn local_only_without_any_backend_is_refused() {
+    let mut a = bed(1);
+    set_services(&a, &[Service { local_only: true, ..node_port(false, 30_080, vec![]) }]);
+    a.send(UPLINK, &from_outside(1, Spec::tcp(client(false, 7), underlay(false, 1), 5555, 30_080, SYN)));
+    let got = a.run();
+    let [(UPLINK, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+    assert_eq!(world::tcp_flags(frame) & tcp::control::RST, tcp::control::RST);
+    assert_eq!(a.drops(), [(DropReason::NoBackend, 1)].into());
+}
+
+#[test]
+fn a_wrong_sctp_checksum_is_not_mended() {
+    let mut a = bed(1);
+    let same = service(vip(false, 1), 80, vec![Backend { addr: pod(false, 1, 2), port: 80 }]);
+    let other = service(vip(false, 2), 80, vec![Backend { addr: pod(false, 1, 2), port: 8080 }]);
+    set_services(&a, &[same, other]);
+    let sctp = |n: u8, sport| from_pod(1, 1, Spec::sctp(pod(false, 1, 1), vip(false, n), sport, 80));
+    let damaged = |n, sport| {
+        let mut frame = sctp(n, sport);
+        // The verification tag.
+        frame[40] ^= 1;
+        frame
+    };
+    // Its ports change: it would have to be computed anew.
+    a.send(pod_port(1), &damaged(2, 1000));
+    assert_eq!(a.run(), []);
+    assert_eq!(a.drops(), [(DropReason::MalformedTransport, 1)].into());
+    // They do not: the receiver sees what was sent.
+    a.send(pod_port(1), &damaged(1, 1001));
+    let got = a.run();
+    assert_eq!(got[0].1[34..], damaged(1, 1001)[34..]);
+    // One that the pod's kernel left to hardware.
+    let mut unfinished = sctp(2, 1002);
+    unfinished[42..46].fill(0);
+    a.send(pod_port(1), &unfinished);
+    assert_eq!(seen(&a.run()[0].1).dport, 8080);
 }
 
 #[test]

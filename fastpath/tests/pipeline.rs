@@ -307,6 +307,82 @@ fn icmp_errors_are_limited_in_rate() {
 }
 
 #[test]
+fn one_receiver_of_errors_does_not_take_them_from_others() {
+    let mut a = Bed::new(snapshot(1, VXLAN4));
+    a.advance(Duration::from_secs(5));
+    let nowhere = |n, sport| from_pod(1, n, Spec::udp(pod(false, 1, n), pod(false, 1, 99), sport, 9));
+    let big = |n| {
+        let spec = Spec::udp(pod(false, 1, n), pod(false, 2, 1), 1, 2).with_payload(vec![0; 1440]);
+        from_pod(1, n, spec)
+    };
+    let errors = |a: &mut Bed, n: u8| a.run().iter().filter(|(port, _)| *port == pod_port(n)).count();
+    // Pod 1 has more than it may of both kinds.
+    a.publish(|s| s.settings.icmp_rate = 800);
+    for sport in 0..150 {
+        assert!(a.send(pod_port(1), &nowhere(1, sport)) && a.send(pod_port(1), &big(1)));
+    }
+    assert_eq!(errors(&mut a, 1), 200);
+    assert_eq!(a.drops()[&DropReason::IcmpRateLimited], 100);
+    for n in 2..=4 {
+        a.send(pod_port(n), &nowhere(n, 1));
+        assert_eq!(errors(&mut a, n), 1);
+        a.send(pod_port(n), &big(n));
+        assert_eq!(errors(&mut a, n), 1);
+    }
+    // When refusals have used up all there are, "too big" is told still.
+    a.publish(|s| s.settings.icmp_rate = 20);
+    for sport in 0..100 {
+        a.send(pod_port(2), &nowhere(2, sport));
+    }
+    assert_eq!(errors(&mut a, 2), 20);
+    a.send(pod_port(3), &nowhere(3, 1));
+    assert_eq!(errors(&mut a, 3), 0);
+    a.send(pod_port(3), &big(3));
+    assert_eq!(errors(&mut a, 3), 1);
+}
+
+#[test]
+fn an_error_asks_for_the_neighbour_it_is_for() {
+    let mut a = Bed::new(snapshot(1, NATIVE));
+    a.publish(|s| {
+        for hop in &mut s.next_hops {
+            (hop.dst_mac, hop.addr) = (None, None);
+        }
+    });
+    let mut spec = Spec::udp(pod(false, 2, 1), pod(false, 1, 99), 1, 2);
+    (spec.src_mac, spec.dst_mac) = (mac(2, 0), mac(1, 0));
+    a.send(UPLINK, &spec.build());
+    assert_eq!(a.run(), []);
+    let want = Event::Resolve { port: UPLINK, addr: pod(false, 2, 1) };
+    assert_eq!(a.worker.events().collect::<Vec<_>>(), [want]);
+}
+
+#[test]
+fn a_scan_of_the_link_leaves_room_for_others_to_ask() {
+    let mut a = Bed::new(snapshot(1, NATIVE));
+    a.publish(|s| {
+        for hop in &mut s.next_hops {
+            (hop.dst_mac, hop.addr) = (None, None);
+        }
+    });
+    let to = |n: u8, dst: u8| from_pod(1, n, Spec::udp(pod(false, 1, n), pod(false, 2, dst), 1, 2));
+    for _ in 0..3 {
+        for dst in 1..200 {
+            a.send(pod_port(1), &to(1, dst));
+        }
+        for _ in 0..3 {
+            a.send(pod_port(2), &to(2, 201));
+        }
+        a.run();
+        let asked: Vec<Event> = a.worker.events().collect();
+        let wanted = Event::Resolve { port: UPLINK, addr: pod(false, 2, 201) };
+        assert_eq!(asked.iter().filter(|e| **e == wanted).count(), 1, "{}", asked.len());
+        assert_eq!(asked.len(), 33);
+        a.advance(Duration::from_millis(100));
+    }
+}
+
+#[test]
 fn only_known_vteps_with_the_right_vni_get_in() {
     let (mut a, mut b) = nodes(VXLAN4);
     a.send(pod_port(1), &from_pod(1, 1, Spec::udp(pod(false, 1, 1), pod(false, 2, 1), 1, 2)));

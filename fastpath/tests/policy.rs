@@ -15,7 +15,7 @@ use fastpath::tables::policy::{
     Cell, ClassId, Direction, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, PortFn, Rows, RuleId,
 };
 use fastpath::tables::service::Backend;
-use fastpath::testbed::{Bed, UPLINK, from_pod, pod, pod_port, settle};
+use fastpath::testbed::{Bed, UPLINK, from_pod, pod, pod_port, settle, underlay};
 use fastpath::wire::tcp;
 use fastpath::wire::testgen::Spec;
 use world::{answer, bed, client, key, seen, service, set_services, vip};
@@ -185,6 +185,26 @@ fn a_denied_sender_is_told_if_so_configured() {
 }
 
 #[test]
+fn another_nodes_host_is_refused_through_its_tunnel() {
+    for v6 in [false, true] {
+        let mut a = bed(1);
+        isolate(&a, 2, Direction::Ingress, &[]);
+        a.publish(|s| s.settings.reject_denied = true);
+        let inner = Spec::tcp(underlay(v6, 2), pod(v6, 1, 2), 5555, 80, SYN);
+        a.send(UPLINK, &world::through_tunnel(2, 1, inner.clone()));
+        let got = a.run();
+        let [(UPLINK, frame)] = got.as_slice() else { panic!("{got:?} {:?}", a.drops()) };
+        // To that node's VTEP, by VXLAN.
+        assert_eq!(frame[30..34], underlay(false, 2).v4_bytes());
+        assert_eq!(frame[36..38], 4789u16.to_be_bytes());
+        let inside = &frame[14 + 20 + 8 + 8..];
+        assert_eq!(seen(inside), key(&inner).reversed());
+        assert_eq!(world::tcp_flags(inside), tcp::control::RST | ACK);
+        assert_eq!(a.drops(), [(DropReason::PolicyDeniedIngress, 1)].into());
+    }
+}
+
+#[test]
 fn the_outside_is_held_to_policies_too() {
     let (mut a, mut b) = (bed(1), bed(2));
     isolate(&a, 2, Direction::Ingress, &[client(false, 1)]);
@@ -201,7 +221,7 @@ fn the_outside_is_held_to_policies_too() {
     a.send(UPLINK, &world::from_outside(1, pretended));
     assert_eq!(a.run(), []);
     // And one that pretends to be this node, which policies always let in.
-    let node = Spec::udp(fastpath::testbed::underlay(false, 1), pod(false, 1, 2), 1002, 53);
+    let node = Spec::udp(underlay(false, 1), pod(false, 1, 2), 1002, 53);
     a.send(UPLINK, &world::from_outside(1, node));
     assert_eq!(a.run(), []);
     let want = [
@@ -230,6 +250,130 @@ fn a_connection_is_picked_up_the_way_policies_allow_it() {
         isolate(&a, 1, Direction::Egress, &[]);
         a.send(pod_port(1), &client);
         a.send(pod_port(2), &server);
+        assert_eq!(a.run(), []);
+    }
+}
+
+/// A segment of pod 1 to pod 2, or back.
+fn segment(v6: bool, from: u8, (sport, dport): (u16, u16), flags: u8) -> Vec<u8> {
+    from_pod(1, from, Spec::tcp(pod(v6, 1, from), pod(v6, 1, 3 - from), sport, dport, flags))
+}
+
+/// Past the time in which a restart may be what a segment's connection is older than.
+const SETTLED: Duration = Duration::from_secs(601);
+
+#[test]
+fn a_segment_out_of_nothing_opens_no_way_around_isolation() {
+    for v6 in [false, true] {
+        for (direction, n) in [(Direction::Ingress, 2), (Direction::Egress, 1)] {
+            for pickup in [true, false] {
+                for settled in [true, false] {
+                    let mut a = bed(1);
+                    isolate(&a, n, direction, &[]);
+                    a.publish(|s| s.settings.tcp_pickup = pickup);
+                    if settled {
+                        a.advance(SETTLED);
+                    }
+                    let what = format!("v6={v6} {direction:?} pickup={pickup} settled={settled}");
+                    // As the one who answers, by either sign of it.
+                    for (ports, flags) in [((50_000, 80), ACK), ((79, 80), ACK), ((50_001, 80), SYN | ACK)] {
+                        a.send(pod_port(1), &segment(v6, 1, ports, flags));
+                        assert_eq!(a.run().len(), usize::from(pickup && !settled), "{what} {:?}", a.drops());
+                        // What it answers, if that much came through.
+                        let reset = segment(v6, 2, (ports.1, ports.0), tcp::control::RST);
+                        for after in [None, Some(reset)] {
+                            if let Some(reset) = after {
+                                a.send(pod_port(2), &reset);
+                                a.run();
+                            }
+                            a.send(pod_port(1), &segment(v6, 1, ports, SYN));
+                            assert_eq!(a.run(), [], "{what} {ports:?}");
+                        }
+                    }
+                    assert!(a.drops().keys().any(|r| matches!(
+                        r,
+                        DropReason::PolicyDeniedIngress | DropReason::PolicyDeniedEgress
+                    )));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_end_that_answers_opens_nothing_by_the_flow_it_answers_in() {
+    for v6 in [false, true] {
+        for end in [None, Some(tcp::control::RST), Some(tcp::control::FIN | ACK)] {
+            let mut a = bed(1);
+            // Pod 2 opens connections to pod 1, and not the other way.
+            isolate(&a, 2, Direction::Ingress, &[]);
+            let there = |flags| segment(v6, 2, (80, 50_000), flags);
+            let back = |flags| segment(v6, 1, (50_000, 80), flags);
+            let mut frames = vec![(2, there(SYN)), (1, back(SYN | ACK)), (2, there(ACK))];
+            frames.extend(end.into_iter().flat_map(|flags| [(1, back(flags)), (2, there(flags))]));
+            for (n, frame) in frames {
+                a.send(pod_port(n), &frame);
+                assert_eq!(a.run().len(), 1);
+            }
+            a.send(pod_port(1), &back(SYN));
+            assert_eq!(a.run(), [], "{end:?}");
+            assert_eq!(a.drops(), [(DropReason::PolicyDeniedIngress, 1)].into());
+            // It did not hurt the connection there is.
+            a.send(pod_port(1), &back(ACK));
+            a.send(pod_port(2), &there(ACK));
+            assert_eq!(a.run().len(), 2);
+            // Where it may open one, it does: a flow of its own direction takes the place.
+            free(&a);
+            a.send(pod_port(1), &back(SYN));
+            assert_eq!(a.run().len(), 1);
+            isolate(&a, 1, Direction::Ingress, &[]);
+            a.send(pod_port(2), &there(SYN | ACK));
+            assert_eq!(a.run().len(), 1, "an answer now, which isolation lets in");
+        }
+    }
+}
+
+#[test]
+fn masked_destinations_are_no_way_around_isolation() {
+    for v6 in [false, true] {
+        for (sport, dport, flags) in [(443, 40_000, ACK), (40_000, 443, ACK), (443, 40_000, SYN | ACK)] {
+            // As one that answers a client outside, though the pod may open nothing to there.
+            let mut a = bed(1);
+            isolate(&a, 1, Direction::Egress, &[]);
+            let out = Spec::tcp(pod(v6, 1, 1), client(v6, 9), sport, dport, flags).with_payload(*b"secret");
+            a.send(pod_port(1), &from_pod(1, 1, out));
+            assert_eq!(a.run(), [], "right after the start, too");
+            assert_eq!(a.drops(), [(DropReason::PolicyDeniedEgress, 1)].into());
+            // The other way round: as if the pod had opened it, though nobody may to the pod.
+            let mut a = bed(1);
+            isolate(&a, 1, Direction::Ingress, &[]);
+            let into = Spec::tcp(client(v6, 9), pod(v6, 1, 1), sport, dport, flags);
+            a.send(UPLINK, &world::from_outside(1, into));
+            assert_eq!(a.run(), []);
+            assert_eq!(a.drops(), [(DropReason::PolicyDeniedIngress, 1)].into());
+        }
+    }
+}
+
+#[test]
+fn what_is_picked_up_in_time_goes_on_when_the_time_is_over() {
+    for from_server in [false, true] {
+        let mut a = bed(1);
+        isolate(&a, 1, Direction::Ingress, &[]);
+        let (client, server) = (segment(false, 1, (40_000, 80), ACK), segment(false, 2, (80, 40_000), ACK));
+        let mut frames = vec![(pod_port(1), client), (pod_port(2), server)];
+        if from_server {
+            frames.reverse();
+        }
+        for _ in 0..5 {
+            for (port, frame) in frames.iter().chain(&frames) {
+                a.send(*port, frame);
+                assert_eq!(a.run().len(), 1, "from_server={from_server} {:?}", a.drops());
+            }
+            a.advance(Duration::from_secs(300));
+        }
+        // An unknown one of the server's is not taken up any more.
+        a.send(pod_port(2), &segment(false, 2, (80, 40_001), ACK));
         assert_eq!(a.run(), []);
     }
 }

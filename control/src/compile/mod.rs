@@ -7,7 +7,9 @@ pub mod service;
 mod snat;
 pub mod tables;
 
-use std::collections::BTreeMap;
+pub use routes::tunnel_overhead;
+
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -108,7 +110,11 @@ fn node_info(this: Option<&Node>, inputs: &Inputs<'_>) -> NodeInfo {
     let addresses = this.map(|n| n.addresses.as_slice()).unwrap_or_default();
     let first = |v4: bool| addresses.iter().find(|a| a.is_ipv4() == v4).copied().map(Ip::from);
     let mut all: Vec<Ip> = addresses.iter().copied().map(Ip::from).collect();
-    all.extend(inputs.net.node_addresses().into_iter().map(Ip::from));
+    // kube-proxy's IPVS mode leaves every service's address on a device of the node: they are not the node's for that.
+    let services = inputs.model.services.values().flat_map(|s| &s.cluster_ips);
+    let services: HashSet<IpAddr> = services.copied().collect();
+    let kernels = inputs.net.node_addresses().into_iter().filter(|a| !services.contains(a));
+    all.extend(kernels.map(Ip::from));
     all.sort_unstable();
     all.dedup();
     let vtep = this.and_then(|n| own_vtep(n, inputs.overlay.outer_v6, &all)).map(Ip::from);

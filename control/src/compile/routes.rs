@@ -22,6 +22,12 @@ use crate::netdev::route::Lookup;
 /// Bytes that VXLAN puts in front of an inner IP packet, without the outer Ethernet header.
 const OVERHEAD_V4: u16 = 20 + 8 + 8 + 14;
 const OVERHEAD_V6: u16 = 40 + 8 + 8 + 14;
+/// Bytes that a tunnel puts in front of a packet.
+#[must_use]
+pub fn tunnel_overhead(outer_v6: bool) -> u16 {
+    if outer_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 }
+}
+
 /// No such tunnel: packets are answered by "no route" and leave by no shorter prefix.
 const NO_ROUTE: Route = Route::Tunnel(NO_INDEX);
 
@@ -187,8 +193,10 @@ fn remote_node<'a>(
     let addresses = pods.flat_map(|p| p.addresses.iter().copied().map(IpNet::from));
     let nets: Vec<IpNet> = node.pod_cidrs.iter().copied().chain(addresses).collect();
     if let Some(Route::Tunnel(index)) = tunnel {
-        let own = node.addresses.iter().chain(&node.tunnel_addresses);
-        snapshot.node_tunnels.extend(own.map(|a| (Ip::from(*a), index)));
+        // As its pods are reached.
+        let direct = |a: &IpAddr| encap == Encap::CrossSubnet && is_on_link(hops, node, (*a).into());
+        let tunnelled = node.addresses.iter().filter(|a| !direct(a)).chain(&node.tunnel_addresses);
+        snapshot.node_tunnels.extend(tunnelled.map(|a| (Ip::from(*a), index)));
         for addr in &node.tunnel_addresses {
             if owners.claim((*addr).into(), &node.name, problems) {
                 add(snapshot, (*addr).into(), Route::Tunnel(index));
@@ -289,6 +297,6 @@ fn make_tunnel(
         src_mac: mac(this, local),
         dst_mac: mac(node, remote),
         next_hop,
-        mtu: mtu.saturating_sub(if outer_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 }),
+        mtu: mtu.saturating_sub(tunnel_overhead(outer_v6)),
     })
 }

@@ -1,7 +1,7 @@
-//! Services and EndpointSlices → frontends and the backends behind each.
+//! Services and EndpointSlices, and host ports of pods → frontends and the backends behind each.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use fastpath::packet::{FlowKey, Ip};
 use fastpath::tables::service as table;
 use ipnet::IpNet;
 
-use crate::model::{EndpointSlice, Model, ObjectName, Protocol, Service, ServicePort};
+use crate::model::{EndpointSlice, HostPort, Model, Node, ObjectName, Pod, Protocol, Service, ServicePort};
 
 mod tables;
 #[cfg(test)]
@@ -107,6 +107,8 @@ pub enum FrontendKind {
     LoadBalancer,
     /// A node port on a node's address.
     NodePort,
+    /// A pod's port on its node's address.
+    HostPort,
 }
 
 impl FrontendKind {
@@ -118,6 +120,7 @@ impl FrontendKind {
             FrontendKind::ExternalIp => "externalIP",
             FrontendKind::LoadBalancer => "LoadBalancer",
             FrontendKind::NodePort => "NodePort",
+            FrontendKind::HostPort => "hostPort",
         }
     }
 }
@@ -125,20 +128,37 @@ impl FrontendKind {
 /// One port of one service, seen by one kind of address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
-    /// The service.
+    /// The service; of a host port the pod.
     pub service: ObjectName,
-    /// Name of its port.
+    /// Name of its port; of a host port its protocol.
     pub port_name: String,
     /// Kind of address.
     pub kind: FrontendKind,
     /// Its backends, of the address's family.
     pub backends: Arc<Backends>,
-    /// `internalTrafficPolicy: Local` for a cluster IP, `externalTrafficPolicy: Local` for the others.
+    /// `internalTrafficPolicy: Local` for a cluster IP, `externalTrafficPolicy: Local` for the others; a host port is
+    /// local by nature.
     pub local: bool,
     /// Clients that may use it; empty means all (load balancer addresses only).
     pub source_ranges: Vec<IpNet>,
     /// `sessionAffinity: ClientIP`: its timeout in seconds.
     pub affinity_seconds: Option<u32>,
+}
+
+/// Ports of a node's own addresses that no service and no host port gets, whatever asks for them: without them nobody
+/// could mend the node. SSH, BGP, etcd, the API server, the kubelet; DHCP.
+const KEPT: [(Protocol, u16, u16); 6] = [
+    (Protocol::Tcp, 22, 22),
+    (Protocol::Tcp, 179, 179),
+    (Protocol::Tcp, 2379, 2380),
+    (Protocol::Tcp, 6443, 6443),
+    (Protocol::Tcp, 10250, 10250),
+    (Protocol::Udp, 68, 68),
+];
+
+/// Whether a port of a node's own addresses stays the node's; see [`KEPT`].
+fn is_kept(protocol: Protocol, port: u16) -> bool {
+    KEPT.iter().any(|(p, first, last)| *p == protocol && (*first..=*last).contains(&port))
 }
 
 /// (address, protocol number, port).
@@ -153,8 +173,14 @@ pub struct Services {
     pub node_ports: HashMap<(bool, u8, u16), Arc<Frontend>>,
     /// The service that each address with frontends belongs to, whatever the port.
     pub addresses: HashMap<IpAddr, ObjectName>,
+    /// The same of those that only services have, cluster addresses: others may be machines', which serve other ports.
+    pub cluster_addresses: HashMap<IpAddr, ObjectName>,
     /// Frontends that another service, which comes first by name, had already: (service, what, that service).
     pub conflicts: Vec<(ObjectName, String, ObjectName)>,
+    /// Frontends that would take a port from the node itself, one line each.
+    pub kept: Vec<String>,
+    /// Host ports that cannot be had, one line each.
+    pub host_port_problems: Vec<String>,
 }
 
 /// Frontends of all services. Of two services that claim one frontend the first by name has it.
@@ -167,19 +193,37 @@ pub fn compile(model: &Model) -> Services {
         }
     }
     let mut services = Services::default();
+    let nodes: HashSet<IpAddr> = model.nodes.values().flat_map(|n| n.addresses.iter().copied()).collect();
     for (name, service) in &model.services {
         let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
         for port in &service.ports {
             for ipv4 in [true, false] {
-                services.add(service, port, ipv4, slices);
+                services.add(service, port, ipv4, slices, &nodes);
             }
+        }
+    }
+    for pod in with_host_ports(model) {
+        if let Some(node) = pod.node.as_ref().and_then(|n| model.nodes.get(n)) {
+            services.add_host_ports(pod, node, &node.addresses);
         }
     }
     services
 }
 
+/// The pods that have ports of their nodes.
+fn with_host_ports(model: &Model) -> impl Iterator<Item = &Arc<Pod>> {
+    model.pods.values().filter(|p| !p.host_ports.is_empty() && !p.host_network && !p.finished)
+}
+
 impl Services {
-    fn add(&mut self, service: &Service, port: &ServicePort, ipv4: bool, slices: &[&EndpointSlice]) {
+    fn add(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        ipv4: bool,
+        slices: &[&EndpointSlice],
+        nodes: &HashSet<IpAddr>,
+    ) {
         let addresses = [
             (FrontendKind::ClusterIp, &service.cluster_ips),
             (FrontendKind::ExternalIp, &service.external_ips),
@@ -211,7 +255,17 @@ impl Services {
         for (kind, list) in addresses {
             for address in list.iter().filter(|a| a.is_ipv4() == ipv4) {
                 self.addresses.entry(*address).or_insert_with(|| service.name.clone());
+                if kind == FrontendKind::ClusterIp {
+                    self.cluster_addresses.entry(*address).or_insert_with(|| service.name.clone());
+                }
                 let key = (*address, protocol.number(), port.port);
+                if nodes.contains(address) && is_kept(protocol, port.port) {
+                    self.kept.push(format!(
+                        "service {}: {protocol} {} of {address} stays the node's own",
+                        service.name, port.port
+                    ));
+                    continue;
+                }
                 match self.frontends.get(&key) {
                     None => drop(self.frontends.insert(key, frontend(kind))),
                     Some(other) if other.service == service.name => {}
@@ -223,6 +277,14 @@ impl Services {
             }
         }
         if let Some(number) = port.node_port.filter(|_| family) {
+            if is_kept(protocol, number) {
+                let line =
+                    format!("service {}: node port {protocol} {number} stays the nodes' own", service.name);
+                if !self.kept.contains(&line) {
+                    self.kept.push(line);
+                }
+                return;
+            }
             let key = (ipv4, protocol.number(), number);
             match self.node_ports.get(&key) {
                 None => drop(self.node_ports.insert(key, frontend(FrontendKind::NodePort))),
@@ -233,6 +295,67 @@ impl Services {
                 }
             }
         }
+    }
+
+    /// The host ports of a pod on these addresses of its node. A port that a service or another pod has stays theirs.
+    fn add_host_ports(&mut self, pod: &Pod, node: &Node, addresses: &[IpAddr]) {
+        for port in &pod.host_ports {
+            if is_kept(port.protocol, port.port) {
+                let line = format!(
+                    "pod {}: hostPort {} {} stays the node's own",
+                    pod.name, port.protocol, port.port
+                );
+                if !self.host_port_problems.contains(&line) {
+                    self.host_port_problems.push(line);
+                }
+                continue;
+            }
+            let on: Vec<IpAddr> = addresses.iter().copied().filter(|a| port.is_on(*a)).collect();
+            let named = port.address.filter(|a| !a.is_unspecified());
+            if named.is_some() && on.is_empty() && addresses == node.addresses {
+                let line = format!("{} no address of node {}", not_internal(pod, port), node.name);
+                self.host_port_problems.push(line);
+            }
+            for address in on {
+                let Some(frontend) = host_port(pod, port, address.is_ipv4()) else { continue };
+                let key = (address, port.protocol.number(), port.port);
+                let node_port = self.node_ports.get(&(address.is_ipv4(), key.1, key.2));
+                match self.frontends.get(&key).or(node_port) {
+                    None => drop(self.frontends.insert(key, Arc::new(frontend))),
+                    Some(other) if other.service == pod.name && other.kind == FrontendKind::HostPort => {}
+                    Some(other) => self.host_port_problems.push(format!(
+                        "pod {}: hostPort {} {} of {address} is that of {} {}",
+                        pod.name,
+                        port.protocol,
+                        port.port,
+                        if other.kind == FrontendKind::HostPort { "pod" } else { "service" },
+                        other.service,
+                    )),
+                }
+            }
+        }
+    }
+
+    /// The same services, with the host ports of a node's pods on more addresses that the node has.
+    #[must_use]
+    pub fn with_own(&self, model: &Model, node: &str, own: &[IpAddr]) -> Option<Self> {
+        let node = model.nodes.get(node)?;
+        let more: Vec<IpAddr> = own.iter().copied().filter(|a| !node.addresses.contains(a)).collect();
+        let here = || with_host_ports(model).filter(|p| p.node.as_ref() == Some(&node.name));
+        if more.is_empty() || here().next().is_none() {
+            return None;
+        }
+        let mut services = self.clone();
+        for pod in here() {
+            services.add_host_ports(pod, node, &more);
+        }
+        // A hostIP may be one of these.
+        let is_had = |p: &HostPort| p.address.is_some_and(|a| more.contains(&a));
+        let had: Vec<String> = here()
+            .flat_map(|pod| pod.host_ports.iter().filter(|p| is_had(p)).map(|p| not_internal(pod, p)))
+            .collect();
+        services.host_port_problems.retain(|line| !had.iter().any(|h| line.starts_with(h)));
+        Some(services)
     }
 
     /// The frontend at an address that is not a node's.
@@ -246,6 +369,34 @@ impl Services {
     pub fn node_port(&self, ipv4: bool, protocol: Protocol, port: u16) -> Option<&Arc<Frontend>> {
         self.node_ports.get(&(ipv4, protocol.number(), port))
     }
+}
+
+/// How the line begins that says a host port's address is none of its node's.
+fn not_internal(pod: &Pod, port: &HostPort) -> String {
+    let address = port.address.map_or_else(String::new, |a| a.to_string());
+    format!("pod {}: hostPort {} {}: hostIP {address} is", pod.name, port.protocol, port.port)
+}
+
+/// The frontend of a pod's host port; `None` when the pod has no address of the family.
+fn host_port(pod: &Pod, port: &HostPort, ipv4: bool) -> Option<Frontend> {
+    let address = pod.addresses.iter().copied().find(|a| a.is_ipv4() == ipv4)?;
+    let backend = Backend {
+        address,
+        port: port.target,
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: pod.node.clone(),
+    };
+    Some(Frontend {
+        service: pod.name.clone(),
+        port_name: port.protocol.name().to_lowercase(),
+        kind: FrontendKind::HostPort,
+        backends: Arc::new(Backends { all: vec![backend] }),
+        local: true,
+        source_ranges: Vec::new(),
+        affinity_seconds: None,
+    })
 }
 
 /// Endpoints of the slices of one family that have this port, by its name. An endpoint may be in two slices for

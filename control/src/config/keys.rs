@@ -14,7 +14,7 @@ use super::networks::{Listen, Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
-    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, NodeName, OneOf, OptionalPath, PodDevices, ServerUrl,
+    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, HostDevice, NodeName, OneOf, OptionalPath, PodDevices, ServerUrl,
     choices, int, micros, millis, power_of_two, seconds,
 };
 use crate::model::ObjectName;
@@ -252,6 +252,19 @@ section! {
 }
 
 section! {
+    /// The way between pods and services and the node's own processes: kubelet, API server, pods on the host network.
+    "host" Host {
+        /// Whether there is one: a veth pair, with routes for pods and cluster addresses in a table of their own.
+        "enabled" enabled: bool = true, Flag;
+        /// Name of the pair's end in the host's stack; the other end has the same name with "-xdp" behind it.
+        "interface" interface: String = "fp-host".to_owned(), HostDevice;
+        /// Whether the node's own processes reach node ports, host ports and external addresses by routing rules for
+        /// those ports. While there are such ports, the kernel's rule for the table `local` is at preference 100.
+        "node_ports" node_ports: bool = true, Flag;
+    }
+}
+
+section! {
     /// How pods of other nodes are reached.
     "overlay" Overlay {
         /// VXLAN (RFC 7348) to every node, to nodes outside our subnet only, or never (the network routes pods).
@@ -304,7 +317,8 @@ section! {
         "entries_v4" entries_v4: u32 = 262_144, power_of_two(1024, 16_777_216);
         /// Entries of the IPv6 flow table, which all workers share; a flow takes two of 128 bytes. Taken at start.
         "entries_v6" entries_v6: u32 = 65_536, power_of_two(1024, 16_777_216);
-        /// Whether a TCP segment in the middle of a connection may open a flow ("deny" drops it as `tcp_no_flow`).
+        /// Whether a TCP segment in the middle of a connection may open a flow ("deny" drops it as `tcp_no_flow`). For ten
+        /// minutes after the start it may be of either direction, for connections that a restart has forgotten.
         "tcp_pickup" tcp_pickup: TcpPickup = TcpPickup::Allow, OneOf;
     }
 }
@@ -332,7 +346,8 @@ section! {
 section! {
     /// ICMP errors the dataplane sends.
     "icmp" Icmp {
-        /// Most errors (time exceeded, unreachable, too big) a worker sends in a second; 0 sends none.
+        /// Most errors (time exceeded, unreachable) and resets a worker sends in a second, and as many "too big"; one
+        /// receiver gets an eighth of that, or 100. 0 sends none.
         "errors_per_second" errors_per_second: u32 = 1000, int(0, 1_000_000);
     }
 }

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::Pod;
 pub use keys::{
-    Daemon, Deny, Encap, Family, Flow, Http, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods,
+    Daemon, Deny, Encap, Family, Flow, Host, Http, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods,
     Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp, XdpMode,
     ZeroCopy,
 };
@@ -50,6 +50,8 @@ pub struct Config {
     pub xdp: Xdp,
     /// `[uplink]`.
     pub uplink: Uplink,
+    /// `[host]`.
+    pub host: Host,
     /// `[overlay]`.
     pub overlay: Overlay,
     /// `[workers]`.

@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{
-    Daemon, Encap, Flow, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source,
+    Daemon, Encap, Flow, Host, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source,
     Timeouts, Uplink, Workers, Xdp,
 };
 use super::value::Check;
@@ -23,6 +23,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     (Pods::TABLE, Pods::KEYS),
     (Xdp::TABLE, Xdp::KEYS),
     (Uplink::TABLE, Uplink::KEYS),
+    (Host::TABLE, Host::KEYS),
     (Overlay::TABLE, Overlay::KEYS),
     (Workers::TABLE, Workers::KEYS),
     (Memory::TABLE, Memory::KEYS),
@@ -64,6 +65,7 @@ pub(super) fn read(text: &str) -> Result<Config, Vec<Wrong>> {
         pods: Pods::read(&mut found),
         xdp: Xdp::read(&mut found),
         uplink: Uplink::read(&mut found),
+        host: Host::read(&mut found),
         overlay: Overlay::read(&mut found),
         workers: Workers::read(&mut found),
         memory: Memory::read(&mut found),

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::keys::{
-    Daemon, Flow, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts,
+    Daemon, Flow, Host, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts,
     Uplink, Workers, Xdp,
 };
 
@@ -37,6 +37,7 @@ pub fn reference() -> String {
         Pods,
         Xdp,
         Uplink,
+        Host,
         Overlay,
         Workers,
         Memory,

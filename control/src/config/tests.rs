@@ -74,6 +74,10 @@ fn every_key_is_read() {
         [uplink]
         interfaces = ["up-a", "up-b"]
         cidrs = ["192.0.2.7/24"]
+        [host]
+        enabled = false
+        interface = "h0"
+        node_ports = false
         [overlay]
         encap = "cross-subnet"
         family = "ipv6"
@@ -139,6 +143,7 @@ fn every_key_is_read() {
             pin_dir: "/sys/fs/bpf/x".into(),
         },
         uplink: Uplink { interfaces: vec!["up-a".into(), "up-b".into()], cidrs: vec![net("192.0.2.0/24")] },
+        host: Host { enabled: false, interface: "h0".to_owned(), node_ports: false },
         overlay: Overlay {
             encap: Encap::CrossSubnet,
             family: Family::Ipv6,

@@ -1,6 +1,7 @@
 //! What a key accepts: one [`Check`] per kind of value.
 #![forbid(unsafe_code)]
 
+use crate::netdev::host::MAX_NAME;
 use std::collections::BTreeMap;
 use std::path::{Component, PathBuf};
 use std::time::Duration;
@@ -362,6 +363,28 @@ impl Check<Vec<usize>> for Cores {
 
     fn show(&self, value: &Vec<usize>) -> Option<String> {
         Some(format!("[{}]", value.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))
+    }
+}
+
+/// A device's name with room for a suffix.
+pub(super) struct HostDevice;
+
+impl Check<String> for HostDevice {
+    fn read(&self, value: &DeValue<'_>) -> Result<String, String> {
+        let DeValue::String(name) = value else { return Err(wrong_type(self, value)) };
+        crate::source::names::device(name).map_err(|e| format!("{}: {e}", quoted(name)))?;
+        if name.len() > MAX_NAME {
+            return Err(format!("{} is longer than {MAX_NAME} bytes", quoted(name)));
+        }
+        Ok(name.to_string())
+    }
+
+    fn allowed(&self) -> String {
+        format!("a device name of at most {MAX_NAME} bytes")
+    }
+
+    fn show(&self, value: &String) -> Option<String> {
+        Some(quoted(value))
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::netdev::{NeighborKey, NetView};
 
-/// Neighbours at a time; the one not asked for longest gives way.
+/// Neighbours at a time; of those that do not answer the one not asked for longest gives way, and only without any
+/// of these one that answers.
 const MAX: usize = 256;
 /// How long one that does not answer is remembered after it was last asked for.
 const UNANSWERED: Duration = Duration::from_secs(60);
@@ -28,10 +29,13 @@ impl Asked {
         if !on_link(key, net) {
             return false;
         }
-        if self.0.len() >= MAX
-            && let Some(oldest) = self.0.iter().min_by_key(|(_, last)| **last).map(|(key, _)| *key)
-        {
-            self.0.remove(&oldest);
+        if self.0.len() >= MAX {
+            // Nobody asks again for one that answers: that it was not asked for long does not say that it is idle.
+            let rank = |((link, addr), last): &(&NeighborKey, &Instant)| {
+                (net.mac_of(*link, *addr).is_some(), **last)
+            };
+            let oldest = self.0.iter().min_by_key(rank).map(|(key, _)| *key);
+            oldest.and_then(|key| self.0.remove(&key));
         }
         self.0.insert(key, now);
         true
@@ -139,6 +143,29 @@ mod tests {
         assert_eq!(asked.iter().collect::<Vec<_>>(), [key("10.0.0.1"), key("10.0.0.3")]);
         assert!(asked.expire(&NetView::default(), start + UNANSWERED), "no longer on the link");
         assert_eq!(asked.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_scan_takes_no_place_of_what_answers() {
+        let (mut net, start) = (net(), Instant::now());
+        let mut asked = Asked::default();
+        let addr =
+            |n: usize| IpAddr::from([10, 0, u8::try_from(n / 250).unwrap(), u8::try_from(n % 250).unwrap()]);
+        for n in 0..10 {
+            assert!(asked.ask((UPLINK, addr(n)), &net, start));
+            let neighbor =
+                Neighbor { mac: Some(Mac([2; 6])), state: NudState::Reachable, managed: true, protocol: 0 };
+            net.neighbors.insert((UPLINK, addr(n)), neighbor);
+        }
+        for n in 10..3 * MAX {
+            let now = start + Duration::from_millis(n as u64);
+            assert!(asked.ask((UPLINK, addr(n)), &net, now));
+        }
+        let kept: Vec<NeighborKey> = asked.iter().collect();
+        assert_eq!(kept.len(), MAX);
+        for n in (0..10).chain(2 * MAX + 10..3 * MAX) {
+            assert!(kept.contains(&(UPLINK, addr(n))), "{n}");
+        }
     }
 
     #[test]

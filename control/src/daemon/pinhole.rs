@@ -52,8 +52,9 @@ fn pinhole(snapshot: &Snapshot, cidrs: &[IpNet], services: &Services, most: usiz
     }
     // Better some than none: one entry too many would be refused with all the others.
     let room = most.saturating_sub(pinhole.tunnels.len());
-    let mut left_out = cut(&mut pinhole.frontends, room);
-    left_out += cut(&mut pinhole.node_ports, room - pinhole.frontends.len());
+    let first = [snapshot.node.icmp_v4, snapshot.node.icmp_v6].map(|ip| ip.map(IpAddr::from));
+    let mut left_out = cut(&mut pinhole.frontends, room, &first);
+    left_out += cut(&mut pinhole.node_ports, room - pinhole.frontends.len(), &first);
     (pinhole, left_out)
 }
 
@@ -69,10 +70,14 @@ fn overlaps(pinhole: &Pinhole) -> Vec<String> {
     .collect()
 }
 
-/// External and load balancer addresses. Cluster addresses are for the cluster alone.
+/// External and load balancer addresses, and host ports of this node. Cluster addresses are for the cluster alone.
 fn frontends(snapshot: &Snapshot, services: &Services) -> BTreeSet<Endpoint> {
     let compiled = &snapshot.services.frontends;
-    let all = services.frontends.iter().filter(|(_, f)| f.kind != FrontendKind::ClusterIp);
+    let all = services.frontends.iter().filter(|((addr, ..), f)| match f.kind {
+        FrontendKind::ClusterIp => false,
+        FrontendKind::HostPort => snapshot.is_own((*addr).into()),
+        _ => true,
+    });
     let ours = all.filter(|((addr, proto, port), _)| compiled.contains_key(&((*addr).into(), *proto, *port)));
     ours.filter_map(|((addr, proto, port), _)| endpoint(addr.to_canonical(), *proto, *port)).collect()
 }
@@ -98,10 +103,13 @@ fn endpoint(addr: IpAddr, proto: u8, port: u16) -> Option<Endpoint> {
     Some(Endpoint { addr, proto, port })
 }
 
-/// Leaves the first `most`; returns how many it took out.
-fn cut(set: &mut BTreeSet<Endpoint>, most: usize) -> usize {
-    let Some(first_out) = set.iter().nth(most).copied() else { return 0 };
-    set.split_off(&first_out).len()
+/// Leaves `most`, those of the addresses in `first` before others; returns how many it took out.
+fn cut(set: &mut BTreeSet<Endpoint>, most: usize, first: &[Option<IpAddr>]) -> usize {
+    let over = set.len().saturating_sub(most);
+    let of = |wanted: bool| set.iter().rev().filter(move |e| first.contains(&Some(e.addr)) == wanted);
+    let out: BTreeSet<Endpoint> = of(false).chain(of(true)).take(over).copied().collect();
+    set.retain(|e| !out.contains(e));
+    over
 }
 
 #[cfg(test)]
@@ -159,7 +167,8 @@ status: {podIPs: [{ip: 10.0.0.5}]}
         let model = load_dir(&Folder::new(manifests).0).unwrap().model;
         let settings = SnatSettings { outgoing: true, ports: (40_000, 41_000), inside: Vec::new() };
         let mut tables = Tables::new("a", 1, settings);
-        let own = own.iter().map(|a| Ip::from(ip(a))).collect();
+        let mut own: Vec<Ip> = own.iter().map(|a| Ip::from(ip(a))).collect();
+        own.sort_unstable();
         let mut snapshot = Snapshot {
             node: NodeInfo { addresses: own, vteps: vec![Ip::from(ip("192.0.2.1"))], ..NodeInfo::default() },
             local: [(Ip::from(ip("10.9.0.7")), PortId(1))].into_iter().collect(),
@@ -241,6 +250,20 @@ status: {podIPs: [{ip: 10.0.0.5}]}
             assert_eq!(left_out, 10 - frontends - node_ports, "{most}");
             assert_eq!((pinhole.tunnels.len(), pinhole.local.len(), pinhole.snat.len()), (1, 2, 2));
         }
+    }
+
+    #[test]
+    fn the_nodes_own_address_keeps_its_node_ports() {
+        // A bridge and the like come first by number.
+        let (mut snapshot, model, tables) =
+            world(CLUSTER, &["10.96.5.5", "172.17.0.1", "192.0.2.1", "2001:db8::1"]);
+        snapshot.node.icmp_v4 = Some(Ip::from(ip("192.0.2.1")));
+        let (pinhole, left_out) = pinhole(&snapshot, &model.nodes["a"].pod_cidrs, tables.services(), 8);
+        assert_eq!(left_out, 5);
+        assert_eq!(
+            texts(&pinhole.node_ports),
+            ["10.96.5.5 Tcp 30080", "192.0.2.1 Tcp 30080", "192.0.2.1 Udp 30053"]
+        );
     }
 
     #[test]

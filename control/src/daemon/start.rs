@@ -40,10 +40,21 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let node = config.node_name()?;
     let source = Source::start(&config, &node).context("source")?;
     let mut updates = source.updates();
-    let watcher = Watcher::start()?;
-    let mut net = watcher.subscribe();
-    let known = (updates.borrow_and_update().clone(), source.state(), net.borrow_and_update().clone());
-    let mut daemon = start(config, node, known)?;
+    // Before the first view, so that it is in it.
+    let (mut host, problems) = super::host::open(&config);
+    let started = Watcher::start().map_err(anyhow::Error::from).and_then(|watcher| {
+        let mut net = watcher.subscribe();
+        let view = net.borrow_and_update().clone();
+        let known = (updates.borrow_and_update().clone(), source.state(), view);
+        let daemon = start(config, node, known, &mut host)?;
+        Ok((watcher, net, daemon))
+    });
+    let (_watcher, mut net, mut daemon) = started.inspect_err(|_| {
+        for e in host.take().map(HostPair::remove).unwrap_or_default() {
+            tracing::warn!("{e}");
+        }
+    })?;
+    daemon.start_problems.extend(problems);
     let (asker, mut requests) = Asker::new();
     let (web, mut web_questions) = Web::new();
     daemon.web = daemon.config.http.listen.map(|addr| Server::new(addr, web));
@@ -120,6 +131,7 @@ fn start(
     config: Config,
     node: String,
     (update, source_state, net): (Arc<Update>, Receiver<SourceState>, Arc<NetView>),
+    host: &mut Option<HostPair>,
 ) -> anyhow::Result<Daemon> {
     let missing = config.missing_cores().context("affinity mask")?;
     anyhow::ensure!(
@@ -159,6 +171,7 @@ fn start(
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
     let (reserved, start_problems) = reserve_ports(&config);
     let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config, workers.len()));
+    let resolver = Resolver::new()?;
     let endpoints = super::endpoints::Endpoints::open(&config.daemon.data_dir);
     Ok(Daemon {
         endpoints,
@@ -173,7 +186,8 @@ fn start(
         node,
         started: Instant::now(),
         attacher,
-        resolver: Resolver::new()?,
+        resolver,
+        host: host.take(),
         update,
         source_state,
         net,
@@ -317,6 +331,9 @@ impl Daemon {
         }
         for problem in self.attacher.shutdown() {
             tracing::warn!("{problem}");
+        }
+        for e in self.host.map(HostPair::remove).unwrap_or_default() {
+            tracing::warn!("{e}");
         }
     }
 }

@@ -285,7 +285,7 @@ impl Daemon {
                             hop.and_then(|h| device(h.port)),
                         )
                     }
-                    Route::Host => ("host", None, None),
+                    Route::Host => ("host", None, snap.host_port().and_then(device)),
                     Route::NoEndpoint => ("no-endpoint", None, None),
                 };
                 RouteRow {

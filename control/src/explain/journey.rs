@@ -146,7 +146,7 @@ impl Explainer {
             own.or_else(|| on_node.as_ref().and_then(|_| node_port())).cloned()
         });
         let Some(frontend) = frontend else {
-            return match self.services.addresses.get(&to.address) {
+            return match self.services.cluster_addresses.get(&to.address) {
                 // Anything else on a node's address is the node's own.
                 Some(service) if !pod && on_node.is_none() => {
                     let port = if protocol.is_some() { format!("{} ", query.dport) } else { String::new() };
@@ -182,7 +182,8 @@ impl Explainer {
         let Some((spread, backend)) = chosen else {
             let whose = on.as_ref().map_or_else(String::new, |n| format!(" on node {n}"));
             let why = format!("{} has no usable backend{whose}", frontend.service);
-            let dropped = frontend.local && frontend.kind != FrontendKind::ClusterIp && on.is_some();
+            let held = frontend.local && frontend.kind != FrontendKind::ClusterIp && on.is_some();
+            let dropped = held && self.spread(&frontend.backends, None).is_some();
             let outcome = if dropped { Outcome::Deny } else { Outcome::Reject };
             return refused(from, to, outcome, why);
         };

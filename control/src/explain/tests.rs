@@ -237,6 +237,34 @@ fn verdicts() {
 }
 
 #[test]
+fn services_refuse_what_nobody_else_can_have() {
+    const MORE: &str = r#"---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody, namespace: shop}
+spec:
+  type: NodePort
+  clusterIP: 10.96.9.9
+  externalIPs: [198.51.100.77]
+  externalTrafficPolicy: Local
+  ports: [{port: 80, nodePort: 30999}]
+"#;
+    let update = load_dir(&Folder::new(&format!("{CLUSTER}{MORE}")).0).unwrap();
+    assert_eq!(update.problems, []);
+    let mut e = Explainer::new(update.model);
+    for (from, to, proto, port, want) in [
+        // No backend anywhere: refused, though it is held to those of one node.
+        ("203.0.113.5", "192.0.2.1", "tcp", 30999, "reject"),
+        ("shop/db", "10.96.9.9", "tcp", 81, "reject"),
+        // A machine may have that address and serve other ports.
+        ("shop/db", "198.51.100.77", "tcp", 22, "allow"),
+    ] {
+        let answer = e.answer(&query(from, to, proto, port)).unwrap();
+        assert_eq!(short(&answer)[0], want, "{from} {to} {port}: {:?}", answer.path);
+    }
+}
+
+#[test]
 fn queries_that_cannot_be_answered() {
     let mut e = explainer();
     for (line, want) in [

@@ -15,6 +15,7 @@ fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], address: &str, po
         host_network: false,
         finished: false,
         ports: ports.iter().map(|(n, p, port)| ((*n).to_owned(), *p, *port)).collect(),
+        host_ports: std::collections::BTreeSet::new(),
         interface: None,
         netns: None,
         uid: None,

@@ -165,6 +165,28 @@ pub struct Namespace {
     pub origin: Origin,
 }
 
+/// A port of a node that is a pod's (`hostPort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Address of the node that has it; `None` is every one.
+    pub address: Option<IpAddr>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port of the node.
+    pub port: u16,
+    /// Port of the container.
+    pub target: u16,
+}
+
+impl HostPort {
+    /// Whether an address of the node has it: an unspecified one stands for all of its family.
+    #[must_use]
+    pub fn is_on(&self, address: IpAddr) -> bool {
+        self.address
+            .is_none_or(|own| own == address || own.is_unspecified() && own.is_ipv4() == address.is_ipv4())
+    }
+}
+
 /// A Pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
@@ -184,6 +206,8 @@ pub struct Pod {
     pub finished: bool,
     /// Named ports of its containers: (name, protocol number, port).
     pub ports: BTreeSet<(String, u8, u16)>,
+    /// Ports of its containers that the node's addresses have too; none for one on the host network.
+    pub host_ports: BTreeSet<HostPort>,
     /// Host side of its veth, by annotation `fastpath.io/interface`.
     pub interface: Option<String>,
     /// MAC address of its side of the veth, by annotation `fastpath.io/mac`.

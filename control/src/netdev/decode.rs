@@ -54,15 +54,15 @@ const RTA_SRC: u16 = 2;
 pub(super) const RTA_OIF: u16 = 4;
 pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
-const RTA_PREFSRC: u16 = 7;
+pub(super) const RTA_PREFSRC: u16 = 7;
 const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
+pub(super) const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
 const RTM_F_CLONED: u32 = 0x200;
 const RTNH_F_DEAD: u32 = 1;
 const RTNH_F_LINKDOWN: u32 = 16;
-const ROUTE_HEADER: usize = 12;
+pub(super) const ROUTE_HEADER: usize = 12;
 const HOP_HEADER: usize = 8;
 
 // linux/neighbour.h
@@ -74,7 +74,7 @@ pub(super) const NTF_USE: u8 = 1;
 const NTF_PROXY: u8 = 8;
 pub(super) const NTF_EXT_MANAGED: u32 = 1;
 /// Length of `struct ndmsg`.
-const NEIGHBOR_HEADER: usize = 12;
+pub(super) const NEIGHBOR_HEADER: usize = 12;
 
 impl Netlink {
     /// All links of the namespace.

@@ -12,6 +12,8 @@
 //! | [`features`] | what a driver can do for XDP |
 //! | [`nft`] | whose packet filter rules there are |
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
+//! | [`host`] | [`HostPair`]: the pair into the host's stack, with its routes and rules |
+//! | [`rule`] | routing rules |
 //! | [`reserved`] | [`ReservedPorts`]: keeps ports from the kernel |
 //! | [`veth`] | a pod's veth: made, its pod's end set up, looked at again |
 //! | [`netns`] | work in another network namespace |
@@ -27,6 +29,7 @@ use std::path::PathBuf;
 mod decode;
 pub mod ethtool;
 pub mod features;
+pub mod host;
 pub mod neighbor;
 pub mod netns;
 pub mod nft;
@@ -34,6 +37,7 @@ pub mod peer;
 pub mod prepare;
 pub mod reserved;
 pub mod route;
+pub mod rule;
 pub(crate) mod saved;
 mod socket;
 pub mod uplink;
@@ -43,11 +47,13 @@ pub mod watch;
 mod wire;
 
 pub use ethtool::{Channels, Ethtool, Offload, Queues};
+pub use host::{HostPair, HostPlan};
 pub use neighbor::Resolver;
 pub use peer::Peer;
 pub use prepare::{Plan, Prepared, Preparer};
 pub use reserved::ReservedPorts;
 pub use route::{Lookup, ResolvedRoute, Route};
+pub use rule::Rule;
 pub use socket::Netlink;
 pub use uplink::{Uplink, UplinkError, select_uplinks};
 pub use view::{Link, LinkKind, Neighbor, NeighborKey, NetView, NudState};

@@ -15,7 +15,10 @@ use serde::de::DeserializeOwned;
 use super::convert::{self, FieldError};
 use super::document::{Document, Fault, Faults};
 use super::{Problem, names};
-use crate::model::{EndpointSlice, Model, Namespace, NetworkPolicy, Node, ObjectName, Origin, Pod, Service};
+use crate::model::{
+    EndpointSlice, HostPort, Model, Namespace, NetworkPolicy, Node, ObjectName, Origin, Pod, Protocol,
+    Service,
+};
 
 /// A kind of object.
 #[derive(Debug)]
@@ -304,7 +307,8 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
             addresses.extend(text.and_then(|t| unicast(&mut faults, "status.podIP", &t)));
         }
     }
-    let mut ports = BTreeSet::new();
+    let host_network = spec.host_network.unwrap_or(false);
+    let (mut ports, mut host_ports) = (BTreeSet::new(), BTreeSet::new());
     for (i, container) in spec.containers.iter().enumerate() {
         for (j, port) in container.ports.iter().flatten().enumerate() {
             let part = format!("spec.containers[{i}].ports[{j}]");
@@ -313,6 +317,12 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
             if number.is_none() {
                 let reason = format_args!("{} is not a port from 1 to 65535", port.container_port);
                 faults.add(&format!("{part}.containerPort"), reason);
+            }
+            let host = (!host_network).then(|| host_port(&mut faults, &part, port)).flatten();
+            if let (Some((address, port)), Some(protocol), Some(target)) =
+                (host, protocol.and_then(Protocol::from_number), number)
+            {
+                host_ports.insert(HostPort { address, protocol, port, target });
             }
             if let (Some(name), Some(protocol), Some(number)) = (&port.name, protocol, number) {
                 ports.insert((name.clone(), protocol, number));
@@ -335,15 +345,35 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
         labels: object.metadata.labels.unwrap_or_default(),
         node: spec.node_name.filter(|n| !n.is_empty()),
         addresses,
-        host_network: spec.host_network.unwrap_or(false),
+        host_network,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         ports,
+        host_ports,
         interface,
         netns,
         mac,
         origin: doc.origin(),
     };
     faults.finish(Object::Pod(Arc::new(pod)))
+}
+
+/// Address and port of the node that a container's port has, if it names one.
+fn host_port(
+    faults: &mut Faults<'_>,
+    part: &str,
+    port: &core::ContainerPort,
+) -> Option<(Option<IpAddr>, u16)> {
+    // The API server writes 0 for none.
+    let number = port.host_port.filter(|p| *p != 0)?;
+    let wanted = u16::try_from(number).ok();
+    if wanted.is_none() {
+        faults.add(&format!("{part}.hostPort"), format_args!("{number} is not a port from 1 to 65535"));
+    }
+    let address = match port.host_ip.as_deref().filter(|t| !t.is_empty()) {
+        Some(text) => Some(faults.parse::<IpAddr>(&format!("{part}.hostIP"), text, ADDRESS)?.to_canonical()),
+        None => None,
+    };
+    Some((address, wanted?))
 }
 
 fn network_policy(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {

@@ -25,6 +25,7 @@
 //! | `policy` | NetworkPolicy on flows that exist: revocation, refusal, counters |
 //! | `counters` | what `show` and `explain` tell of policies and services |
 //! | `service` | ClusterIP, node ports, external addresses; backends that come and go |
+//! | `host` | the node's own processes: pods, services, node ports and host ports, both ways |
 //! | `nat` | SNAT, ICMP errors and path MTU through translation, fragments |
 //! | `mistakes` | what other dataplanes got wrong |
 //! | `cni` | the CNI plugin, as a runtime calls it |
@@ -45,6 +46,7 @@ mod errors;
 mod flood;
 mod forwarding;
 mod harness;
+mod host;
 mod interop;
 mod lifecycle;
 mod manifests;

@@ -158,6 +158,7 @@ pub(crate) fn pod(number: usize) -> impl Strategy<Value = Arc<Pod>> {
                 host_network,
                 finished,
                 ports: ports.into_iter().map(|(n, p, port)| (n.to_owned(), p, port)).collect(),
+                host_ports: std::collections::BTreeSet::new(),
                 interface: None,
                 netns: None,
                 uid: None,

@@ -61,13 +61,13 @@ drop_reasons! {
     WrongVni = "wrong_vni",
     /// The outer header says congestion was met but the inner sender does not know ECN (RFC 6040).
     CongestionExperienced = "congestion_experienced",
-    /// Arrived by the tunnel but its destination is no pod of this node.
+    /// Arrived by the tunnel but its destination is neither a pod of this node nor the node.
     TunnelNotLocal = "tunnel_not_local",
     /// No route to the destination (the sender gets an ICMP unreachable).
     NoRoute = "no_route",
     /// Destination is inside this node's pod CIDR but no pod has it (the sender gets an ICMP unreachable).
     NoEndpoint = "no_endpoint",
-    /// For the node itself, and there is no host port to hand it to.
+    /// For the node itself, and there is no host port to hand it to (`host.enabled`).
     HostUnreachable = "host_unreachable",
     /// TTL or hop limit reached zero (the sender gets an ICMP time exceeded).
     TtlExceeded = "ttl_exceeded",
@@ -91,7 +91,7 @@ drop_reasons! {
     NoLocalBackend = "no_local_backend",
     /// From a client that is not in the service's `loadBalancerSourceRanges`.
     SourceRangeDenied = "source_range_denied",
-    /// For a service's address, but none of its ports (the sender gets a reset or ICMP port unreachable).
+    /// For a service's cluster address, but none of its ports (the sender gets a reset or ICMP port unreachable).
     ServicePortUnknown = "service_port_unknown",
     /// Of a flow whose backend is gone (TCP: the sender gets a reset).
     BackendGone = "backend_gone",
@@ -119,6 +119,8 @@ drop_reasons! {
     TunnelErrorShort = "tunnel_error_short",
     /// No free slot in the flow table and nothing that may be evicted.
     FlowTableFull = "flow_table_full",
+    /// Another worker was changing its flow at that very moment; the sender's next attempt is decided.
+    FlowBusy = "flow_busy",
     /// Not enough headroom in the frame for the outer header.
     NoHeadroom = "no_headroom",
     /// The port it should leave by was removed.

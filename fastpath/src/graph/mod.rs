@@ -11,6 +11,7 @@ pub use drop::DropReason;
 pub use packets::{Answer, Packets, Setup, Source, VECTOR};
 
 use core::mem;
+use core::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
@@ -123,6 +124,8 @@ pub struct Context<'a> {
     pub flows: &'a FlowTable,
     /// Now.
     pub now: Millis,
+    /// The engine started less than [`Graph::PICKUP_WINDOW`] ago: what it sees may be older than it.
+    pub restarted: bool,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
     /// The worker's counters of policy rules.
@@ -282,6 +285,12 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// How long after its start the engine takes a segment in the middle of a connection for one of either direction.
+    ///
+    /// Long enough for connections that a restart found, also those that say something only every few minutes; bounded,
+    /// because until then isolation in one direction does not hold against a sender that makes up such segments.
+    pub const PICKUP_WINDOW: Duration = Duration::from_secs(600);
+
     /// Runs all packets of the vector through the graph; `clock` tells the time of each node.
     ///
     /// Afterwards [`Graph::sent`] gives the packets to transmit, and frames of dropped packets lie in

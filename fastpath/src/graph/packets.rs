@@ -39,6 +39,8 @@ pub struct Setup {
     pub translated: FlowKey,
     /// An existing flow of an older generation that is decided again.
     pub stale: Option<FlowRef>,
+    /// A flow whose key this new one has: it ends when this one is installed, and not before.
+    pub replaces: Option<FlowRef>,
     /// The packet at hand goes in the reply direction of `original`.
     pub reply: bool,
     /// What the source becomes.
@@ -57,6 +59,7 @@ impl Setup {
             original: key,
             translated: key,
             stale: None,
+            replaces: None,
             reply: false,
             source: Source::Keep,
             rules: Rules::NONE,

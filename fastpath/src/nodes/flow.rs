@@ -1,7 +1,7 @@
 //! `flow`: after `source`. Looks the whole vector up in the flow table at once.
 //!
 //! Hit of this generation: `rewrite` applies the entry's transform, or the packet is dropped if the flow's permission
-//! was taken away. Miss, or an entry of an older generation: `service`, `policy`, `snat` and `route` decide. ICMP errors
+//! was taken away; but a SYN that opens another connection than the flow's is a first packet. Miss, or an entry of an older generation: `service`, `policy`, `snat` and `route` decide. ICMP errors
 //! must quote a known flow; they follow it, and are translated with what they quote (RFC 5508 4.2). Later fragments have
 //! the key of their first one and follow its flow, but never begin one.
 #![forbid(unsafe_code)]
@@ -9,9 +9,11 @@
 use super::policy::{refuse, revoked};
 use super::source::addresses;
 use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, VECTOR, count_rules};
-use crate::packet::{FlowKey, flags, proto};
-use crate::tables::flow::{Hit, Transform};
-use crate::wire::{tcp, translate};
+use crate::packet::{FlowKey, Meta, flags, proto};
+use crate::snapshot::PortRole;
+use crate::tables::flow::{FlowState, Hit, Transform};
+use crate::wire::tcp::control;
+use crate::wire::translate;
 
 /// The node.
 #[derive(Debug)]
@@ -60,19 +62,11 @@ fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     if meta.has(flags::ICMP_ERROR) {
         return error(cx, i, hit);
     }
-    let follows = meta.has(flags::LATER_FRAGMENT);
-    let Some(hit) = hit else {
-        if follows {
-            return Next::Drop(DropReason::FragmentUnmatched);
-        }
-        *cx.packets.setup_mut(i) = Setup::first(key);
-        let mid_stream = meta.proto == proto::TCP
-            && meta.tcp_flags & (tcp::control::SYN | tcp::control::ACK) != tcp::control::SYN;
-        if mid_stream && !cx.snap.settings.tcp_pickup {
-            return Next::Drop(DropReason::TcpNoFlow);
-        }
+    let Some(hit) = hit else { return miss(cx, i) };
+    if opens_another(&meta, hit) {
+        *cx.packets.setup_mut(i) = Setup { replaces: Some(hit.at), ..Setup::first(key) };
         return Next::Service;
-    };
+    }
     cx.flows.observe(hit, meta.tcp_flags, cx.now);
     let ahead = hit.generation.wrapping_sub(cx.snap.generation).cast_signed();
     if ahead >= 0 {
@@ -86,11 +80,11 @@ fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
         }
     }
     let Some(pair) = cx.flows.pair(hit.at) else {
-        if follows {
-            return Next::Drop(DropReason::FragmentUnmatched);
-        }
-        *cx.packets.setup_mut(i) = Setup::first(key);
-        return Next::Service;
+        // To be decided as a first packet it must have no flow: as one, an answer would go out untranslated.
+        return match cx.flows.lookup(&key, meta.hash, cx.now) {
+            None => miss(cx, i),
+            Some(_) => Next::Drop(DropReason::FlowBusy),
+        };
     };
     if ahead > 0 {
         // Decided by a worker that has newer tables: that stands, but its indices mean nothing in these.
@@ -113,6 +107,33 @@ fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     Next::Service
 }
 
+/// A packet without a flow: perhaps the first of one.
+fn miss(cx: &mut Context<'_>, i: u16) -> Next {
+    let meta = cx.packets.meta(i);
+    if meta.has(flags::LATER_FRAGMENT) {
+        return Next::Drop(DropReason::FragmentUnmatched);
+    }
+    if meta.proto == proto::TCP && !opens(meta) && !cx.snap.settings.tcp_pickup {
+        return Next::Drop(DropReason::TcpNoFlow);
+    }
+    *cx.packets.setup_mut(i) = Setup::first(*cx.packets.key(i));
+    Next::Service
+}
+
+/// Whether a packet opens a TCP connection.
+#[inline]
+fn opens(meta: &Meta) -> bool {
+    meta.proto == proto::TCP && meta.tcp_flags & (control::SYN | control::ACK) == control::SYN
+}
+
+/// Whether a packet opens another connection than the one whose flow it hits: nothing of that flow's verdict, backend
+/// or translation holds for it. From the end that answers it is a connection of the other direction; after the end
+/// of one it is the next one with the same ports (RFC 9293 3.6.1).
+#[inline]
+fn opens_another(meta: &Meta, hit: &Hit) -> bool {
+    opens(meta) && (hit.reply || matches!(hit.state, FlowState::Closing | FlowState::Reset))
+}
+
 /// ICMP errors: they follow the flow they quote without being part of its life.
 fn error(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     let meta = *cx.packets.meta(i);
@@ -121,8 +142,22 @@ fn error(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     };
     let mut key = FlowKey { src, dst, sport: 0, dport: 0, proto: meta.proto };
     // It goes where the quoted packet came from; an error sent elsewhere is not about this flow.
-    let Some(hit) = hit.filter(|_| dst == cx.packets.key(i).dst) else {
-        return Next::Drop(DropReason::IcmpUnrelated);
+    let about_sender = dst == cx.packets.key(i).dst;
+    let Some(hit) = hit.filter(|_| about_sender) else {
+        let passes = match cx.snap.port(meta.ingress).map(|p| p.role) {
+            // About a packet of the node's own whose port is in our range: the kernel's to judge.
+            Some(PortRole::Uplink) => {
+                !meta.has(flags::DECAPPED) && cx.snap.is_own(dst) && cx.snap.is_for_host(dst)
+            }
+            // About one that came to the kernel straight from the link, as without a tunnel.
+            Some(PortRole::Host) => true,
+            Some(PortRole::Pod) | None => false,
+        };
+        if !(about_sender && passes) {
+            return Next::Drop(DropReason::IcmpUnrelated);
+        }
+        *cx.packets.setup_mut(i) = Setup::first(key);
+        return Next::Route;
     };
     if hit.transform.bits & Transform::DENY != 0 {
         return Next::Drop(revoked(hit.transform.rules));

@@ -6,13 +6,54 @@
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Event, Next, Node, NodeId};
-use crate::packet::NO_INDEX;
+use crate::packet::{Ip, NO_INDEX, PortId};
 use crate::snapshot::GATEWAY_MAC;
+use crate::tables::flow::Millis;
 use crate::wire::eth;
 
-/// The node.
-#[derive(Debug, Default)]
-pub struct Neighbor;
+/// Ports that packets come in by are told apart up to this many.
+const ASKERS: usize = 256;
+/// How often the packets of one port may ask, in milliseconds: about as often as the control thread listens, ...
+const WINDOW_MS: u32 = 100;
+/// ... and for how many destinations each time.
+const MOST: u32 = 32;
+
+/// The node, with what each port's packets asked for lately.
+#[derive(Debug)]
+pub struct Neighbor {
+    askers: Box<[Asker; ASKERS]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    since: Millis,
+    asked: u32,
+    last: Ip,
+}
+
+impl Default for Neighbor {
+    fn default() -> Self {
+        let nothing = Asker { since: Millis(0), asked: 0, last: Ip::from_bits(0) };
+        Self { askers: Box::new([nothing; ASKERS]) }
+    }
+}
+
+impl Neighbor {
+    /// Asks for a destination on the link: not for each packet, and not for so many that a pod which tries one address
+    /// after the other fills the queue, where others ask for what does answer.
+    fn ask(&mut self, cx: &Context<'_>, ingress: PortId, port: PortId, addr: Ip) {
+        let Some(asker) = self.askers.get_mut(usize::from(ingress.0) % ASKERS) else { return };
+        if cx.now.since(asker.since) >= WINDOW_MS {
+            (asker.since, asker.asked) = (cx.now, 0);
+        }
+        if asker.asked >= MOST || asker.asked > 0 && asker.last == addr {
+            return;
+        }
+        (asker.asked, asker.last) = (asker.asked + 1, addr);
+        // A full queue loses the request; a later packet repeats it.
+        let _ = cx.events.push(Event::Resolve { port, addr });
+    }
+}
 
 impl Node for Neighbor {
     const ID: NodeId = NodeId::Neighbor;
@@ -32,9 +73,7 @@ impl Node for Neighbor {
         let Some(dst) = dst else {
             // A hop with an address of its own is being resolved already.
             if on_link && meta.tunnel == NO_INDEX {
-                let addr = cx.packets.transform(i).dst;
-                // A full queue loses the request; the next packet repeats it.
-                let _ = cx.events.push(Event::Resolve { port, addr });
+                self.ask(cx, meta.ingress, port, cx.packets.transform(i).dst);
             }
             return Next::Drop(DropReason::NeighborUnresolved);
         };

@@ -5,12 +5,14 @@
 //! permission was taken away stays in the table as denied until it is idle: its replies cannot open it again, and it
 //! goes on if the policy is taken back.
 //!
-//! A TCP segment in the middle of a connection may be of either direction. It is taken to go to the lower port
-//! first, and the other way if policies do not allow that.
+//! A TCP segment in the middle of a connection is asked about as it goes. For [`PICKUP_WINDOW`](crate::graph::Graph::PICKUP_WINDOW) after the engine's start it
+//! may be of either direction: it is taken to go to the lower port first, and the other way if policies do not allow
+//! that. Later a segment that claims to answer an unknown connection would be a way around isolation.
 #![forbid(unsafe_code)]
 
+use super::snat::leaves;
 use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, count_flow, count_rules};
-use crate::packet::{FlowKey, Meta, flags, proto};
+use crate::packet::{FlowKey, Meta, proto};
 use crate::snapshot::Snapshot;
 use crate::tables::flow::Transform;
 use crate::tables::policy::{Direction, RuleId, Rules};
@@ -26,19 +28,17 @@ impl Node for Policy {
 
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let (setup, meta) = (*cx.packets.setup(i), *cx.packets.meta(i));
-        // It follows a flow, which has been asked about.
-        if meta.has(flags::ICMP_ERROR) {
-            return Next::Snat;
-        }
-        let oriented = orient(cx.snap, &setup, &meta);
-        let other = Setup { original: oriented.translated.reversed(), ..oriented };
-        let other = Setup { translated: other.original, reply: !oriented.reply, ..other };
+        let either = cx.restarted && may_turn(cx.snap, &setup, &meta);
+        let oriented = if either && likely_answers(&setup, &meta) { turned(&setup) } else { setup };
         let verdict = judge(cx.snap, &oriented.original, &oriented.translated);
         let (setup, verdict) = match verdict {
-            Err(_) if is_pickup(&setup, &meta) => match judge(cx.snap, &other.original, &other.translated) {
-                Ok(rules) => (other, Ok(rules)),
-                Err(_) => (oriented, verdict),
-            },
+            Err(_) if either => {
+                let other = turned(&oriented);
+                match judge(cx.snap, &other.original, &other.translated) {
+                    Ok(rules) => (other, Ok(rules)),
+                    Err(_) => (oriented, verdict),
+                }
+            }
             _ => (oriented, verdict),
         };
         match verdict {
@@ -101,26 +101,27 @@ fn judge(snap: &Snapshot, original: &FlowKey, translated: &FlowKey) -> Result<Ru
     Ok(rules)
 }
 
-/// Whether the packet is of a connection whose beginning was not seen.
-fn is_pickup(setup: &Setup, meta: &Meta) -> bool {
+/// Whether the packet is of a connection whose beginning was not seen, and that either end may have opened.
+fn may_turn(snap: &Snapshot, setup: &Setup, meta: &Meta) -> bool {
+    let key = &setup.original;
     setup.stale.is_none()
         && meta.proto == proto::TCP
         && meta.tcp_flags & (control::SYN | control::ACK) != control::SYN
-        && setup.original == setup.translated
+        && *key == setup.translated
+        // Such a connection of a pod's is masked, and found by its mask: the pod's own address never was in it.
+        && !leaves(snap, key.src, key.dst)
+        && !leaves(snap, key.dst, key.src)
 }
 
-/// The direction a new flow most likely has.
-fn orient(snap: &Snapshot, setup: &Setup, meta: &Meta) -> Setup {
-    let key = setup.original;
-    // From a pod to the outside nearly all connections are the pod's, and only as its own they are translated.
-    let answers = meta.tcp_flags & control::SYN != 0
-        || key.sport < key.dport && !super::snat::leaves(snap, key.src, key.dst);
-    if is_pickup(setup, meta) && answers {
-        let original = key.reversed();
-        Setup { original, translated: original, reply: true, ..*setup }
-    } else {
-        *setup
-    }
+/// Whether a segment in the middle of a connection most likely goes to the end that opened it.
+fn likely_answers(setup: &Setup, meta: &Meta) -> bool {
+    meta.tcp_flags & control::SYN != 0 || setup.original.sport < setup.original.dport
+}
+
+/// The same packet as one of the other direction's flow. There is no translation.
+fn turned(setup: &Setup) -> Setup {
+    let original = setup.translated.reversed();
+    Setup { original, translated: original, reply: !setup.reply, ..*setup }
 }
 
 /// Leaves the flow in the table as denied, by the tables of this generation.

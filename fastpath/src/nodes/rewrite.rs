@@ -39,6 +39,10 @@ impl Node for Rewrite {
             return Next::Icmp(DropReason::TtlExceeded, ErrorKind::TtlExceeded);
         }
         let finished = partial::finish(data, meta, key);
+        // What is computed anew must not hide that it was wrong (RFC 9260 6.8).
+        if meta.proto == proto::SCTP && ports_change && !finished && !translate::is_sctp_intact(data, meta) {
+            return Next::Drop(DropReason::MalformedTransport);
+        }
         if t.bits & (Transform::REWRITE_SRC | Transform::REWRITE_DST) != 0 && !meta.has(flags::ICMP_ERROR) {
             translate::apply(data, meta, &t);
         }

@@ -1,6 +1,8 @@
 //! `route`: after `snat`. Decides where both directions go and installs (or renews) the flow.
 //!
-//! No two flows share a translated tuple: when another flow has it, the source takes another port.
+//! No two flows share a translated tuple: when another flow has it, the source takes another port. When all that are
+//! tried are taken, one whose flow was not answered for two seconds gives way, so that a sender who takes them all
+//! without an answer does not keep others from a destination. What is answered never does.
 //! What arrived by the tunnel leaves only to a pod of this node: a node never forwards for two others, so
 //! nodes that disagree about where a pod lives cannot make a loop.
 #![forbid(unsafe_code)]
@@ -9,7 +11,7 @@ use super::snat::Candidates;
 use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, Source, count_flow};
 use crate::packet::{FlowKey, Meta, NO_INDEX, flags, proto};
 use crate::snapshot::{Egress, PortRole, Unroutable};
-use crate::tables::flow::{Inserted, Millis, NewFlow, Transform};
+use crate::tables::flow::{Claim, Inserted, Millis, NewFlow, Transform};
 use crate::wire::checksum;
 use crate::wire::icmp::ErrorKind;
 
@@ -17,6 +19,8 @@ use crate::wire::icmp::ErrorKind;
 const EXHAUSTED: usize = 256;
 /// How long no port is looked for after all of the range were seen taken, in milliseconds.
 const PAUSE_MS: u32 = 10;
+/// Ports a flow may take from one that nobody has answered, when none of all that were tried is free.
+const LAST_RESORT: usize = 8;
 /// Seed of the hash a destination is remembered by.
 const DESTINATION: u64 = 0xd5;
 
@@ -40,12 +44,12 @@ impl Node for Route {
         let meta = *cx.packets.meta(i);
         let (original, translated) = (setup.original, setup.translated);
 
-        let forward = match cx.snap.egress(translated.dst) {
+        let forward = match cx.snap.egress_from(translated.src, translated.dst) {
             Ok(egress) => egress,
             Err(why) => return unroutable(cx, &setup, why),
         };
         // A source outside every route (an external client) is answered by whatever way exists then.
-        let backward = cx.snap.egress_back(original.src);
+        let backward = cx.snap.egress_from(original.dst, original.src).ok();
         let (behind, ahead) = if setup.reply { (Some(forward), backward) } else { (backward, Some(forward)) };
         // Answers to what this node translated go on to where the question came from.
         let answer = setup.reply && original != translated;
@@ -60,13 +64,29 @@ impl Node for Route {
         if meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) != 0 {
             return send(cx, i, &setup, &ways.transforms(&setup, &translated));
         }
-        let masked = setup.source == Source::Node;
-        if masked && self.exhausted.lately(&translated, cx.now) {
-            return Next::Drop(DropReason::SnatExhausted);
+        if original != translated && ways.backward.is_none() {
+            return Next::Drop(DropReason::NoRoute);
         }
-        for translated in Candidates::new(&original, &translated, setup.source, &cx.snap.snat) {
+        // Only now: what the packet is denied for must not end the flow whose key it has.
+        if setup.replaces.is_some_and(|at| !cx.flows.remove(at) && cx.flows.pair(at).is_some()) {
+            return Next::Drop(DropReason::FlowBusy);
+        }
+        let free = Candidates::new(&original, &translated, setup.source, &cx.snap.snat);
+        let lately = self.exhausted.lately(&translated, cx.now);
+        let searched = match (lately, setup.source) {
+            (false, _) => usize::MAX,
+            (true, Source::Node) => 0,
+            // Its own port.
+            (true, Source::Keep | Source::Gateway) => 1,
+        };
+        let last = Candidates::new(&original, &translated, setup.source, &cx.snap.snat).take(LAST_RESORT);
+        let free = free.take(searched).map(|key| (key, Claim::Free));
+        for (translated, claim) in free.chain(last.map(|key| (key, Claim::HalfOpen))) {
+            if claim == Claim::HalfOpen && !lately {
+                self.exhausted.now(&setup.translated, cx.now);
+            }
             let transforms = ways.transforms(&setup, &translated);
-            match install(cx, &setup, &translated, &transforms, &meta) {
+            match install(cx, &setup, &translated, &transforms, &meta, claim) {
                 Installed::Taken => {}
                 Installed::Yes => return send(cx, i, &setup, &transforms),
                 Installed::Before(transform) => {
@@ -78,15 +98,12 @@ impl Node for Route {
                 Installed::No => return Next::Drop(DropReason::FlowTableFull),
             }
         }
-        if masked {
-            self.exhausted.now(&translated, cx.now);
-        }
         Next::Drop(DropReason::SnatExhausted)
     }
 }
 
-/// Destinations towards which every port was taken a moment ago: a flood of new flows does not make the worker
-/// search the range for each of them, while what is established waits.
+/// Destinations, with the source as they see it, towards which every port was taken a moment ago: a flood of new
+/// flows does not make the worker search the range for each of them, while what is established waits.
 #[derive(Debug)]
 struct Exhausted {
     slots: Box<[(u64, Millis)]>,
@@ -207,6 +224,7 @@ fn install(
     translated: &FlowKey,
     transforms: &Transforms,
     meta: &Meta,
+    claim: Claim,
 ) -> Installed {
     let Some(back) = transforms.back else { return Installed::No };
     let generation = cx.snap.generation;
@@ -222,7 +240,7 @@ fn install(
         generation,
         tcp_flags: meta.tcp_flags,
     };
-    match cx.flows.insert(&new, cx.now) {
+    match cx.flows.insert_by(&new, claim, cx.now) {
         Inserted::New(_, evicted) => {
             cx.stats.flows_installed.add(1);
             for class in evicted.into_iter().flatten() {

@@ -49,12 +49,15 @@ impl Node for Service {
             }
         }
         let meta = cx.packets.meta(i);
-        // The node it came from has translated it, or it is not for a service of ours.
-        if meta.has(flags::DECAPPED) {
+        let key = setup.original;
+        // The node it came from has translated it, or it is not for a service of ours; what only this node knows are
+        // ports of its own addresses.
+        let decapped = meta.has(flags::DECAPPED);
+        if decapped && !cx.snap.is_own(key.dst) {
             return Next::Policy;
         }
-        let from_outside = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
-        let key = setup.original;
+        let from_outside =
+            !decapped && cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
         let frontend = match cx.snap.services.find(key.dst, key.proto, key.dport) {
             Found::Nothing => return Next::Policy,
             Found::NoPort => {
@@ -66,7 +69,8 @@ impl Node for Service {
             return Next::Drop(DropReason::SourceRangeDenied);
         }
         let Some(backend) = self.choose(cx, frontend, &setup, from_outside) else {
-            return if from_outside && frontend.is_local_for(true) {
+            // Nobody serves it, or only other nodes do, to which the client is to be sent.
+            return if from_outside && frontend.is_local_for(true) && frontend.all.is_some() {
                 Next::Drop(DropReason::NoLocalBackend)
             } else {
                 Next::Refuse(DropReason::NoBackend, ErrorKind::PortUnreachable)
@@ -76,10 +80,10 @@ impl Node for Service {
         let setup = cx.packets.setup_mut(i);
         setup.translated.dst = backend.addr;
         setup.translated.dport = backend.port;
-        if backend.addr == key.src {
-            setup.source = Source::Gateway;
-        } else if masked {
+        if masked {
             setup.source = Source::Node;
+        } else if backend.addr == key.src {
+            setup.source = Source::Gateway;
         }
         Next::Policy
     }

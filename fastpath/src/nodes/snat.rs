@@ -4,14 +4,19 @@
 //!   (`nat_outgoing`; RFC 4787, RFC 5508 for identifiers of ICMP echo).
 //! - A client from outside that uses a service takes it too, unless only backends of this node serve it.
 //! - A pod that reaches itself through a service takes the gateway's address, or over IPv6 this node's.
+//! - What the node itself sends through us takes its address and a port of the range too where the answer would else
+//!   come to the kernel and not to us: to a service's backend by an uplink without a tunnel, or from an address that
+//!   other nodes do not know.
+//! - What is sent to the node itself comes from the gateway where the kernel would else answer past us: from the node's
+//!   own addresses, and from outside to a process of the node behind a service.
 //! - Everything else keeps its source; so does a flow that exists.
 //!
 //! The ports are those of [`Candidates`]; which of them is free is the flow table's to say, when `route` installs.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId, Source};
-use crate::packet::{FlowKey, Ip, flags, proto};
-use crate::snapshot::{GATEWAY_V4, PortRole, Snapshot, Snat as Settings};
+use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, Source};
+use crate::packet::{FlowKey, Ip, Meta, NO_INDEX, flags, proto};
+use crate::snapshot::{GATEWAY_V4, GATEWAY_V6, PortRole, Route, Snapshot, Snat as Settings, is_gateway};
 use crate::wire::icmp;
 
 /// Ports that are tried for one flow.
@@ -39,26 +44,22 @@ impl Node for Snat {
             let _ = cx.flows.remove(at);
             return Next::Drop(DropReason::NatNoFlow);
         }
-        if setup.reply || meta.has(flags::ICMP_ERROR) {
+        let key = cx.packets.key(i);
+        if original == translated && snat.holds(key.dst, key.dport) && is_outside(cx.snap, &meta) {
+            // What comes from outside to a translated source belongs to a flow, or to nobody: to hand it to the
+            // kernel would have it refuse connections that a restart left without a flow. What a socket of the
+            // node waits for has been looked up by the XDP program, but echo replies have no port to look up.
+            let pinged = is_echo_reply(&meta) && cx.snap.is_for_host(key.dst);
+            return if pinged { Next::Route } else { Next::Drop(DropReason::NatNoFlow) };
+        }
+        if setup.reply {
             return Next::Route;
         }
-        let leaves = || leaves(cx.snap, original.src, translated.dst);
-        let source = match setup.source {
-            Source::Keep if leaves() => Source::Node,
-            // The gateway is link-local there: a UDP socket bound to no address would answer it from the pod's own
-            // link-local address (RFC 6724 5, rule 2), which is no address of the flow.
-            Source::Gateway if !original.src.is_v4() => Source::Node,
-            source => source,
-        };
+        let source = wanted(cx.snap, &meta, &setup);
         let addr = match source {
-            Source::Keep => {
-                // What comes from outside to a translated source belongs to a flow, or to nobody.
-                let outside = cx.snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink);
-                let lost =
-                    outside && !meta.has(flags::DECAPPED) && snat.holds(translated.dst, translated.dport);
-                return if lost { Next::Drop(DropReason::NatNoFlow) } else { Next::Route };
-            }
-            Source::Gateway => GATEWAY_V4,
+            Source::Keep => return Next::Route,
+            Source::Gateway if original.src.is_v4() => GATEWAY_V4,
+            Source::Gateway => GATEWAY_V6,
             Source::Node => match snat.address(original.src.is_v4()) {
                 Some(addr) => addr,
                 None => return Next::Drop(DropReason::SnatNoAddress),
@@ -79,17 +80,63 @@ impl Node for Snat {
     }
 }
 
-/// Whether a connection is one of a pod of this node to the outside.
+/// What becomes of the source of a new flow.
+fn wanted(snap: &Snapshot, meta: &Meta, setup: &Setup) -> Source {
+    let (src, dst) = (setup.original.src, setup.translated.dst);
+    if snap.is_for_host(dst) {
+        let translated = (setup.original.dst, setup.original.dport) != (dst, setup.translated.dport);
+        let past_us = snap.is_own(src) || translated && is_outside(snap, meta);
+        return if past_us { Source::Gateway } else { Source::Keep };
+    }
+    match setup.source {
+        Source::Keep if leaves(snap, src, dst) || is_lost_by_host(snap, meta, setup) => Source::Node,
+        // The gateway is link-local there: a UDP socket bound to no address would answer it from the pod's own
+        // link-local address (RFC 6724 5, rule 2), which is no address of the flow. Nor is it one that another node
+        // answers to: a process there may reach itself through a service here.
+        Source::Gateway if !src.is_v4() || !snap.local.contains_key(&dst) => Source::Node,
+        source => source,
+    }
+}
+
+/// Whether the packet came by an uplink, and through no tunnel.
+fn is_outside(snap: &Snapshot, meta: &Meta) -> bool {
+    !meta.has(flags::DECAPPED) && snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Uplink)
+}
+
+fn is_echo_reply(meta: &Meta) -> bool {
+    match meta.proto {
+        proto::ICMP => meta.icmp_type == icmp::v4::ECHO_REPLY,
+        proto::ICMPV6 => meta.icmp_type == icmp::v6::ECHO_REPLY,
+        _ => false,
+    }
+}
+
+/// Whether the answer to a packet of the host's that must be translated back would pass us by, or find nobody.
+///
+/// Towards another node's pod without a tunnel it may itself be an answer, to what came to the kernel straight from
+/// the link: it stays what it is, and so does what is answered to it.
+fn is_lost_by_host(snap: &Snapshot, meta: &Meta, setup: &Setup) -> bool {
+    let (src, dst) = (setup.original.src, setup.translated.dst);
+    let translated = setup.original.dst != dst;
+    snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Host)
+        && !snap.local.contains_key(&dst)
+        && (snap.snat.address(src.is_v4()) != Some(src)
+            || translated && snap.egress(dst).is_ok_and(|e| e.tunnel == NO_INDEX))
+}
+
+/// Whether a connection is one of a pod of this node to the outside. What the host forwards by other devices keeps
+/// the pod's address: the kernel knows the way back to it, and not to a port of ours.
 pub(super) fn leaves(snap: &Snapshot, src: Ip, dst: Ip) -> bool {
     snap.snat.outgoing
-        && dst != GATEWAY_V4
+        && !is_gateway(dst)
         && snap.local.contains_key(&src)
         && snap.snat.inside.lookup(dst).is_none()
+        && !matches!(snap.routes.lookup(dst), Some(Route::Host))
 }
 
 /// Whether an address is one that sources of connections from this node are translated to.
 fn is_own(addr: Ip, snat: &Settings) -> bool {
-    addr == GATEWAY_V4 || snat.address(addr.is_v4()) == Some(addr)
+    is_gateway(addr) || snat.address(addr.is_v4()) == Some(addr)
 }
 
 /// What a flow may look like after translation, best first. Ends when all of the port range was seen, or

@@ -1,13 +1,14 @@
 //! `source`: after `parse` and `decap`. A packet may come only from where its source address lives.
 //!
 //! A pod sends only from its own addresses; the uplink and the tunnel never bring an address of this node or of
-//! a pod on it. Runs on every packet, also of known flows, so that no flow of a pod here can be joined from elsewhere.
+//! a pod on it, nor the gateway's, which only this node sends from. The host sends from whatever it forwards, but for
+//! what is a pod's here: that would be a pod's own packet coming round. Runs on every packet, also of known flows, so that no flow of a pod here can be joined from elsewhere.
 //! Whether a pod of another node came through that node's tunnel is `route`'s to see, once a flow.
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId};
 use crate::packet::{Ip, Meta, PortId, flags};
-use crate::snapshot::{PortRole, Snapshot};
+use crate::snapshot::{PortRole, Snapshot, is_gateway};
 
 /// The node.
 #[derive(Debug, Default)]
@@ -43,9 +44,10 @@ pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropR
     match port.role {
         PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),
         // Least of all as the node, which policies always let in.
-        PortRole::Uplink if snap.local.contains_key(&src) || snap.node.addresses.contains(&src) => {
+        PortRole::Uplink if snap.local.contains_key(&src) || snap.is_own(src) || is_gateway(src) => {
             Some(DropReason::SourceIsLocal)
         }
+        PortRole::Host if snap.local.contains_key(&src) || is_gateway(src) => Some(DropReason::SourceIsLocal),
         _ => None,
     }
 }

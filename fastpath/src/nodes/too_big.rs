@@ -45,7 +45,11 @@ pub(super) fn relay(cx: &mut Context<'_>, i: u16, tunnel: &Tunnel) -> Next {
         Ok(inside) => inside,
         Err(reason) => return Next::Drop(reason),
     };
-    let Some(source) = cx.snap.icmp_source(inside.key.src) else {
+    // A masked source stands for somebody else, to whom `flow` translates it back.
+    let (node, snat, from) = (&cx.snap.node, &cx.snap.snat, inside.key.src);
+    let own = if from.is_v4() { node.icmp_v4 } else { node.icmp_v6 };
+    let masked = own.filter(|_| snat.holds(from, inside.key.sport));
+    let Some(source) = masked.or_else(|| cx.snap.icmp_source(from)) else {
         return Next::Drop(DropReason::IcmpUnrelated);
     };
     let v6 = !source.is_v4();

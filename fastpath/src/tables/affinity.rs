@@ -11,6 +11,9 @@ use crate::packet::{FlowKey, Ip};
 /// Entries that share a hash, one of which gives way to a new one.
 const WAYS: usize = 8;
 
+/// The longest timeout there is, a day (`timeoutSeconds`, Service v1).
+const LONGEST_MS: u32 = 86_400_000;
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     service: u64,
@@ -18,6 +21,11 @@ struct Entry {
     backend: Backend,
     used: Millis,
     live: bool,
+}
+
+/// Milliseconds since a pair was used. The table is one worker's, whose clock never goes back: all 32 bits count.
+fn age(entry: &Entry, now: Millis) -> u32 {
+    now.0.wrapping_sub(entry.used.0)
 }
 
 /// The table.
@@ -51,9 +59,12 @@ impl Affinity {
     /// The backend of a client that used the service within `timeout_ms`.
     #[must_use]
     pub fn get(&mut self, service: u64, client: Ip, now: Millis, timeout_ms: u32) -> Option<Backend> {
-        let mut set = self.set(service, client).iter();
+        let set = self.set(service, client);
+        // Before the clock wraps and makes them look young.
+        set.iter_mut().filter(|e| age(e, now) > LONGEST_MS).for_each(|e| e.live = false);
+        let mut set = set.iter();
         let entry = set.find(|e| e.live && e.service == service && e.client == client)?;
-        (now.since(entry.used) < timeout_ms).then_some(entry.backend)
+        (age(entry, now) < timeout_ms).then_some(entry.backend)
     }
 
     /// Remembers the backend of a client that uses the service now.
@@ -62,7 +73,7 @@ impl Affinity {
         let same = |e: &Entry| e.live && e.service == service && e.client == client;
         let at = set.iter().position(same).or_else(|| {
             // One that is free, else the one idle longest.
-            let age = |e: &Entry| if e.live { now.since(e.used) } else { u32::MAX };
+            let age = |e: &Entry| if e.live { age(e, now) } else { u32::MAX };
             (0..set.len()).max_by_key(|i| set.get(*i).map_or(0, age))
         });
         if let Some(entry) = at.and_then(|at| set.get_mut(at)) {
@@ -103,6 +114,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_older_than_the_clock_can_tell_is_not_fresh() {
+        let mut table = Affinity::new(1);
+        for (day, kept) in [(0, true), (1, false), (25, false), (40, false), (49, false)] {
+            let start = Millis(u32::MAX - 5);
+            table.put(1, client(1), backend(1), start);
+            let now = start.after(day * LONGEST_MS + 7_200_000);
+            let want = kept.then_some(backend(1));
+            assert_eq!(table.get(1, client(1), now, 10_800_000), want, "{day} days");
+        }
+        // Somebody else's question is enough for it to be forgotten before the clock comes round.
+        table.put(1, client(1), backend(1), Millis(0));
+        assert_eq!(table.get(1, client(2), Millis(2 * LONGEST_MS), 1000), None);
+        assert_eq!(table.get(1, client(1), Millis(1), 1000), None);
     }
 
     #[test]

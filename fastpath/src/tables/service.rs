@@ -144,7 +144,8 @@ pub struct ServiceTable {
     pub frontends: HashMap<(Ip, u8, u16), Arc<Frontend>>,
     /// Frontends on every node's address, by (whether IPv4, protocol number, port).
     pub node_ports: HashMap<(bool, u8, u16), Arc<Frontend>>,
-    /// Addresses that services have, whatever the port.
+    /// Addresses that nobody but services has (`clusterIPs`), whatever the port. External and load balancer addresses
+    /// may be those of machines, which serve other ports.
     pub addresses: HashSet<Ip>,
     /// Addresses of all nodes.
     pub nodes: HashSet<Ip>,
@@ -155,7 +156,7 @@ pub struct ServiceTable {
 pub enum Found<'a> {
     /// A frontend.
     Frontend(&'a Arc<Frontend>),
-    /// A service's address, but no port of it.
+    /// A service's cluster address, but no port of it.
     NoPort,
     /// None of theirs.
     Nothing,

@@ -1,11 +1,13 @@
 //! Addresses that may not be on the wire, or not be forwarded.
 //!
 //! What pods and nodes do send stays allowed: IPv4 link-local addresses (node-local DNS and metadata services sit
-//! there) and 240.0.0.0/4, which some clusters number their pods from and Linux routes.
+//! there) and 240.0.0.0/4, which some clusters number their pods from and Linux routes. Of IPv6's link-local ones only
+//! the gateway's is: the node's own processes see and answer it.
 #![forbid(unsafe_code)]
 
 use crate::graph::DropReason;
 use crate::packet::Ip;
+use crate::snapshot::GATEWAY_V6;
 
 /// What an address is, as far as forwarding cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub fn scope_v6(addr: u128) -> Scope {
     const MAPPED: u128 = 0xffff;
     if addr >> 120 == 0xff {
         Scope::Multicast
+    } else if addr == GATEWAY_V6.bits() {
+        Scope::Unicast
     } else if addr <= 1 || addr >> 118 == LINK_LOCAL || addr >> 32 == MAPPED {
         Scope::Martian
     } else {

@@ -60,6 +60,8 @@ pub fn apply(frame: &mut [u8], meta: &Meta, t: &Transform) {
         }
         // The CRC is over the whole packet and knows no addresses: a fragment's stays, with its ports.
         proto::SCTP if meta.frag != 0 => {}
+        // Where the ports stay, it stays: right or wrong, as its sender made it.
+        proto::SCTP if (get16(transport, 0), get16(transport, 2)) == (t.sport, t.dport) => {}
         proto::SCTP => {
             put_ports(transport, t);
             let end = usize::from(meta.l3_len).saturating_sub(l4 - l3).min(transport.len());
@@ -73,6 +75,14 @@ pub fn apply(frame: &mut [u8], meta: &Meta, t: &Transform) {
         }
         _ => {}
     }
+}
+
+/// Whether the checksum of an SCTP packet is right.
+#[must_use]
+pub fn is_sctp_intact(frame: &[u8], meta: &Meta) -> bool {
+    let end = usize::from(meta.l3) + usize::from(meta.l3_len);
+    let packet = frame.get(usize::from(meta.l4)..end).unwrap_or_default();
+    sctp::Packet::new_checked(packet).is_ok_and(|p| p.verify_checksum())
 }
 
 /// Translates an ICMP error whose quoted packet belongs to a flow that is translated; its new source and

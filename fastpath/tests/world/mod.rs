@@ -13,7 +13,7 @@ use fastpath::testbed::{Bed, PODS, UPLINK, Underlay, mac, pod, pod_port, snapsho
 use fastpath::wire::checksum::pseudo_header;
 use fastpath::wire::parse::{Parsed, parse};
 use fastpath::wire::testgen::{Spec, Upper};
-use fastpath::wire::{eth, icmp, sctp};
+use fastpath::wire::{eth, icmp, sctp, vxlan};
 
 /// MAC address of the router to the outside.
 pub const ROUTER: Mac = Mac([2, 0, 0, 0, 9, 9]);
@@ -111,7 +111,7 @@ pub fn set_services(bed: &Bed, services: &[Service]) {
                 None => drop(table.node_ports.insert((s.v4, p, s.port), frontend.clone())),
             }
         }
-        table.addresses.extend(s.addr);
+        table.addresses.extend(s.addr.filter(|_| !s.external));
     }
     table.nodes.extend([(false, 1), (false, 2), (true, 1), (true, 2)].map(|(v6, n)| underlay(v6, n)));
     bed.publish(|s| s.services = Arc::new(table));
@@ -122,6 +122,18 @@ pub fn from_outside(node: u8, mut spec: Spec) -> Vec<u8> {
     spec.src_mac = ROUTER;
     spec.dst_mac = mac(node, 0);
     spec.build()
+}
+
+/// A packet as node `from` sends it to node `to` through the tunnel.
+pub fn through_tunnel(from: u8, to: u8, mut inner: Spec) -> Vec<u8> {
+    let vtep = |node| Mac([2, 0xfb, 0, 0, 0, node]);
+    (inner.src_mac, inner.dst_mac) = (vtep(from), vtep(to));
+    let mut payload = vec![0; vxlan::HEADER_LEN];
+    vxlan::Repr { vni: 4096 }.emit(&mut payload);
+    payload.extend(inner.build());
+    let mut outer = Spec::udp(underlay(false, from), underlay(false, to), 50_000, 4789).with_payload(payload);
+    (outer.src_mac, outer.dst_mac) = (mac(from, 0), mac(to, 0));
+    outer.build()
 }
 
 /// The same frame from the router to the node.

@@ -16,6 +16,7 @@ fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], node: &str, addre
         host_network: false,
         finished: false,
         ports: BTreeSet::from([("http".to_owned(), 6, 8080)]),
+        host_ports: BTreeSet::new(),
         interface: None,
         netns: None,
         uid: None,

@@ -12,7 +12,7 @@ use fastpath::packet::Ip;
 use fastpath::tables::service::{self as table, Known, ServiceTable};
 use fastpath::tables::{Lpm, Prefix};
 
-use super::{Backend, Backends, Frontend, FrontendKind, Services, compile};
+use super::{Backend, Backends, Frontend, FrontendKind, Services, compile, with_host_ports};
 use crate::model::{Model, ObjectName};
 
 /// Makes the [`ServiceTable`] of one node from one model after the other.
@@ -55,10 +55,15 @@ impl ServiceTables {
     pub fn update(&mut self, model: &Arc<Model>, own: &[Ip]) {
         let known = self.seen.as_ref().is_some_and(|seen| {
             Arc::ptr_eq(&seen.model, model)
-                || same(&seen.model.services, &model.services) && same(&seen.model.slices, &model.slices)
+                || same(&seen.model.services, &model.services)
+                    && same(&seen.model.slices, &model.slices)
+                    && same_host_ports(&seen.model, model)
         });
+        let known = known && self.seen.as_ref().is_some_and(|seen| seen.own == own);
         if !known {
-            self.services = Arc::new(compile(model));
+            let services = compile(model);
+            let addresses: Vec<IpAddr> = own.iter().map(|ip| IpAddr::from(*ip)).collect();
+            self.services = Arc::new(services.with_own(model, &self.node, &addresses).unwrap_or(services));
             self.seen = None;
         }
         let taken = taken(&self.services, model);
@@ -108,7 +113,7 @@ impl ServiceTables {
         for ((ipv4, proto, port), frontend) in &services.node_ports {
             table.node_ports.insert((*ipv4, *proto, *port), Arc::new(making.frontend(frontend, *ipv4)));
         }
-        let free = services.addresses.keys().filter(|a| !taken.contains(a)).map(|a| Ip::from(*a));
+        let free = services.cluster_addresses.keys().filter(|a| !taken.contains(a)).map(|a| Ip::from(*a));
         table.addresses = free.filter(|ip| !table.nodes.contains(ip)).collect();
         self.spreads = making.spreads;
         self.problems = problems(&services, taken);
@@ -128,6 +133,7 @@ fn problems(services: &Services, taken: &BTreeSet<IpAddr>) -> Vec<String> {
         .iter()
         .map(|(service, what, other)| format!("service {service}: {what} is that of service {other}"))
         .collect();
+    out.extend(services.kept.iter().chain(&services.host_port_problems).cloned());
     out.extend(taken.iter().filter_map(|address| {
         let service = services.addresses.get(address)?;
         Some(format!("service {service}: {address} is the address of a pod, which keeps it"))
@@ -138,6 +144,14 @@ fn problems(services: &Services, taken: &BTreeSet<IpAddr>) -> Vec<String> {
 /// Whether two maps hold the same objects.
 fn same<K: Ord, V>(a: &BTreeMap<K, Arc<V>>, b: &BTreeMap<K, Arc<V>>) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| Arc::ptr_eq(v, w) && k == l)
+}
+
+/// Whether the same pods have the same ports of the same nodes.
+fn same_host_ports(a: &Model, b: &Model) -> bool {
+    let mut pods = with_host_ports(a).zip(with_host_ports(b));
+    with_host_ports(a).count() == with_host_ports(b).count()
+        && pods.all(|(p, q)| Arc::ptr_eq(p, q))
+        && (with_host_ports(a).next().is_none() || same(&a.nodes, &b.nodes))
 }
 
 /// A table in the making: spreads of before are used again, those not used are forgotten.

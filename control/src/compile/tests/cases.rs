@@ -269,6 +269,32 @@ fn the_node_is_reached_by_the_host_port() {
 }
 
 #[test]
+fn addresses_of_services_are_not_the_nodes() {
+    let mut world = World::new(Encap::Vxlan, false);
+    // What kube-proxy's IPVS mode leaves on a device of its own.
+    for address in ["10.96.0.1/32", "203.0.113.1/32"] {
+        world.net.addresses.insert(crate::netdev::view::Address {
+            link: 9,
+            net: net(address),
+            peer: None,
+            scope: crate::netdev::view::Scope::Global,
+            state: crate::netdev::view::AddressState::Usable,
+            permanent: true,
+        });
+    }
+    assert_eq!(world.compile().snapshot.node.addresses.len(), 4);
+    let object = serde_json::json!({"metadata": {"name": "web"},
+        "spec": {"clusterIPs": ["10.96.0.1"], "externalIPs": ["203.0.113.1"], "ports": [{"port": 80}]}});
+    let service = crate::source::convert::service(&serde_json::from_value(object).unwrap(), |_| {
+        crate::model::Origin::Api
+    });
+    let service = service.unwrap();
+    world.model.services.insert(service.name.clone(), std::sync::Arc::new(service));
+    let addresses = world.compile().snapshot.node.addresses;
+    assert_eq!(addresses, ["192.168.77.1", "203.0.113.1", "fd77::1"].map(|a| ip(a).into()));
+}
+
+#[test]
 fn what_the_kernel_refuses_has_no_route() {
     let mut world = World::new(Encap::Vxlan, false);
     for (dst, kind) in [

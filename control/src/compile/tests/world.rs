@@ -115,6 +115,7 @@ impl World {
             host_network: false,
             finished: false,
             ports: Default::default(),
+            host_ports: std::collections::BTreeSet::new(),
             interface: None,
             mac: None,
             netns: None,

@@ -21,6 +21,7 @@ fn pod(pod: &str, uid: Option<&str>, addresses: &[&str]) -> Pod {
         host_network: false,
         finished: false,
         ports: std::collections::BTreeSet::new(),
+        host_ports: std::collections::BTreeSet::new(),
         interface: None,
         mac: None,
         netns: None,

@@ -464,3 +464,43 @@ fn annotations_of_other_network_plugins() {
         );
     }
 }
+
+#[test]
+fn host_ports_are_read() {
+    let pod = |spec: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{nodeName: a, {spec}}}\nstatus: {{podIP: 10.0.0.1}}\n"
+        );
+        let update = load(&[("p.yaml", &text)]);
+        let ports = update.model.pods.get(&name("default", "p")).map(|p| {
+            let text = |h: &crate::model::HostPort| {
+                let address = h.address.map_or_else(|| "*".to_owned(), |a| a.to_string());
+                format!("{address} {} {}->{}", h.protocol, h.port, h.target)
+            };
+            p.host_ports.iter().map(text).collect::<Vec<_>>()
+        });
+        (ports, problems(&update))
+    };
+    let port = |fields: &str| format!("containers: [{{name: c, ports: [{{containerPort: 80{fields}}}]}}]");
+    for (fields, want) in [
+        ("", None),
+        (", hostPort: 0", None),
+        (", hostPort: 8080", Some("* TCP 8080->80")),
+        (", hostPort: 53, protocol: UDP", Some("* UDP 53->80")),
+        (", hostPort: 53, hostIP: ''", Some("* TCP 53->80")),
+        (", hostPort: 53, hostIP: 0.0.0.0", Some("0.0.0.0 TCP 53->80")),
+        (", hostPort: 53, hostIP: '2001:db8::1'", Some("2001:db8::1 TCP 53->80")),
+    ] {
+        let want: Vec<String> = want.into_iter().map(str::to_owned).collect();
+        assert_eq!(pod(&port(fields)), (Some(want), vec![]), "{fields}");
+    }
+    let (ports, _) = pod(&format!("hostNetwork: true, {}", port(", hostPort: 80")));
+    assert_eq!(ports, Some(vec![]), "a pod on the host network has its ports itself");
+    for (fields, said) in [
+        (", hostPort: 70000", "hostPort: 70000 is not a port from 1 to 65535"),
+        (", hostPort: 80, hostIP: nowhere", "hostIP"),
+    ] {
+        let (ports, said_is) = pod(&port(fields));
+        assert!(ports.is_none() && said_is.iter().any(|p| p.contains(said)), "{fields}: {said_is:?}");
+    }
+}

@@ -128,6 +128,7 @@ impl Cluster {
                     .iter()
                     .map(|(n, p, port)| (n.to_string(), number(p), *port))
                     .collect(),
+                host_ports: std::collections::BTreeSet::new(),
                 interface: None,
                 mac: None,
                 netns: None,

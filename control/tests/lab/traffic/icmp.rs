@@ -215,3 +215,22 @@ pub(crate) fn traceroute(ns: &NetNs, to: IpAddr, max: u8) -> io::Result<Vec<Opti
     }
     Ok(hops)
 }
+
+/// Whether `to` answers an echo request from `own` with this identifier, of three, each given [`PATIENCE`].
+pub(crate) fn ping_as(ns: &NetNs, own: IpAddr, to: IpAddr, id: u16, size: usize) -> io::Result<bool> {
+    let protocol = if to.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
+    let socket = ns.run(|| super::raw_here(own, protocol))?;
+    socket.set_read_timeout(Some(PATIENCE / 4))?;
+    for sequence in 0..3 {
+        socket.send_to(&echo_request(to.is_ipv4(), id, sequence, &vec![7; size]), SocketAddr::new(to, 0))?;
+        let end = Instant::now() + PATIENCE / 4;
+        while Instant::now() < end {
+            match echo_reply(&socket) {
+                Some(answer) if answer == (to, id) => return Ok(true),
+                Some(_) => {}
+                None => break,
+            }
+        }
+    }
+    Ok(false)
+}

@@ -5,7 +5,7 @@ use super::bucket::{Claims, LANES};
 use super::slot::{Family, Fill, Packed};
 use super::state::{Due, Limits, Mark, State, Tick};
 use super::table::{NOWHERE, Place, Table, lane_of, slot_of};
-use super::types::{EvictClass, FlowRef, Inserted, Millis, NewFlow};
+use super::types::{Claim, EvictClass, FlowRef, Inserted, Millis, NewFlow};
 
 /// Entries looked at, at most, to find one that may be evicted.
 const LOOKS: usize = 4;
@@ -50,7 +50,14 @@ struct Time<'a> {
 
 impl<F: Family> Table<F> {
     /// See [`super::FlowTable::insert`]. The hashes are those of the original and the reply key.
-    pub(super) fn insert(&self, new: &NewFlow, hashes: [u64; 2], now: Millis, limits: &Limits) -> Inserted {
+    pub(super) fn insert(
+        &self,
+        new: &NewFlow,
+        claim: Claim,
+        hashes: [u64; 2],
+        now: Millis,
+        limits: &Limits,
+    ) -> Inserted {
         let time = Time { now, limits };
         let [original, reply] = hashes.map(|h| self.place(h));
         let to_itself = new.original == new.reply;
@@ -76,7 +83,7 @@ impl<F: Family> Table<F> {
         // The reply first: it may have to take one certain slot.
         let for_reply = match self.way(&mut claims, &Packed::new(&new.reply), reply, time) {
             Way::Clear => self.spot(&mut claims, reply, None, time),
-            Way::Live(at) if !self.is_closing(at) => return Inserted::Conflict(at),
+            Way::Live(at) if !self.gives_way(at, claim, now) => return Inserted::Conflict(at),
             Way::Live(at) => match self.ask(&mut claims, at.slot, time) {
                 Some(victim) => Some(Spot { slot: at.slot, victim: Some(victim) }),
                 None => return Inserted::Busy,
@@ -113,9 +120,15 @@ impl<F: Family> Table<F> {
         Way::Clear
     }
 
-    /// Whether a flow only waits for its timeout, and gives way to a new one that needs its key.
-    fn is_closing(&self, at: FlowRef) -> bool {
-        self.life(at).is_some_and(|life| life.state.class().evict() == EvictClass::Closing)
+    /// Whether a flow gives way to a new one that needs its key: it only waits for its timeout, or the claim says so.
+    fn gives_way(&self, at: FlowRef, claim: Claim, now: Millis) -> bool {
+        self.life(at).is_some_and(|life| match life.state.class().evict() {
+            EvictClass::Closing => true,
+            EvictClass::HalfOpen => {
+                claim == Claim::HalfOpen && now.since(life.last_seen) >= super::HALF_OPEN_IDLE_MS
+            }
+            EvictClass::Idle => false,
+        })
     }
 
     /// A slot in one of the two buckets: a free one, or one whose flow may go.

@@ -40,7 +40,7 @@ mod tests;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 pub use types::{
-    EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Swept, Timeouts,
+    Claim, EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Swept, Timeouts,
     Transform,
 };
 
@@ -52,6 +52,10 @@ use table::{Ask, NOWHERE, Place, Table};
 /// Last-seen times are written when they are older than this, in milliseconds, so that a busy flow does not
 /// dirty its line with every packet. A flow may time out earlier by as much.
 pub const LAST_SEEN_GRAIN: u32 = 100;
+
+/// How long a half-open flow keeps the key of its answers from a new flow that asks for it as a last resort, in
+/// milliseconds: longer than answers take, and than TCP waits before it repeats its SYN.
+pub const HALF_OPEN_IDLE_MS: u32 = 2000;
 
 /// Keys that go through the stages of a lookup together.
 const STAGE: usize = 64;
@@ -152,6 +156,12 @@ impl FlowTable {
     /// Installs a flow, both directions, seen `now`.
     #[must_use]
     pub fn insert(&self, new: &NewFlow, now: Millis) -> Inserted {
+        self.insert_by(new, Claim::Free, now)
+    }
+
+    /// The same; `claim` says what other flow gives way that has the key of its answers.
+    #[must_use]
+    pub fn insert_by(&self, new: &NewFlow, claim: Claim, now: Millis) -> Inserted {
         let v6 = !new.original.src.is_v4();
         let ends = [new.original.src, new.original.dst, new.reply.src, new.reply.dst];
         let transforms = [&new.original_transform, &new.reply_transform];
@@ -160,9 +170,9 @@ impl FlowTable {
         }
         let hashes = [new.original.hash(self.seed), new.reply.hash(self.seed)];
         if v6 {
-            self.v6.insert(new, hashes, now, &self.limits)
+            self.v6.insert(new, claim, hashes, now, &self.limits)
         } else {
-            self.v4.insert(new, hashes, now, &self.limits)
+            self.v4.insert(new, claim, hashes, now, &self.limits)
         }
     }
 

@@ -219,6 +219,15 @@ pub struct NewFlow {
     pub tcp_flags: u8,
 }
 
+/// What a new flow may take the key of its answers from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// Nobody, or a flow that only waits for its timeout.
+    Free,
+    /// Also a flow that is half open and idle for [`super::HALF_OPEN_IDLE_MS`].
+    HalfOpen,
+}
+
 /// What [`super::FlowTable::insert`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Inserted {

@@ -337,6 +337,35 @@ fn answers_belong_to_one_flow() {
 }
 
 #[test]
+fn half_open_gives_way_as_a_last_resort() {
+    for v6 in [false, true] {
+        for answered in [false, true] {
+            let table = table(64, 64);
+            let first = plain(key(v6, proto::UDP, 1), 1, 0);
+            let at = put(&table, &first, T);
+            if answered {
+                assert_eq!(packet(&table, &first.reply, 0, T), Some(FlowState::Established));
+            }
+            let second = new_flow(key(v6, proto::UDP, 2), first.reply, 1, 0);
+            let early = T.after(HALF_OPEN_IDLE_MS - 1);
+            let late = T.after(HALF_OPEN_IDLE_MS);
+            for (claim, now) in [(Claim::Free, late), (Claim::HalfOpen, early)] {
+                assert!(matches!(table.insert_by(&second, claim, now), Inserted::Conflict(_)), "{claim:?}");
+            }
+            let got = table.insert_by(&second, Claim::HalfOpen, late);
+            if answered {
+                assert!(matches!(got, Inserted::Conflict(_)));
+                assert_eq!(get(&table, &first.original, late).unwrap().at, at);
+            } else {
+                assert!(matches!(got, Inserted::New(_, [None, Some(EvictClass::HalfOpen)])), "{got:?}");
+                assert_eq!(get(&table, &first.original, late), None);
+                assert!(get(&table, &first.reply, late).is_some_and(|hit| hit.reply));
+            }
+        }
+    }
+}
+
+#[test]
 fn families_do_not_mix() {
     let table = table(64, 64);
     let (k4, k6) = (tcp(1), key(true, proto::TCP, 1));
