@@ -14,8 +14,8 @@ use super::networks::{Listen, Networks, PortRange, SnatPorts};
 use super::read::Found;
 use super::reference::KeyDoc;
 use super::value::{
-    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, HostDevice, NodeName, OneOf, OptionalPath, PodDevices, ServerUrl,
-    choices, int, micros, millis, power_of_two, seconds,
+    AbsolutePath, AnyPath, Check, Cores, Devices, Flag, HostDevice, NodeName, OneOf, OptionalPath,
+    PodDevices, ServerUrl, choices, int, micros, millis, power_of_two, seconds,
 };
 use crate::model::ObjectName;
 

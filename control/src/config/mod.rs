@@ -23,9 +23,9 @@ use std::path::{Path, PathBuf};
 
 use crate::model::Pod;
 pub use keys::{
-    Daemon, Deny, Encap, Family, Flow, Host, Http, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay, Pods,
-    Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp, XdpMode,
-    ZeroCopy,
+    Daemon, Deny, Encap, Family, Flow, Host, Http, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay,
+    Pods, Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp,
+    XdpMode, ZeroCopy,
 };
 pub use networks::SnatPorts;
 pub use reference::reference;

@@ -8,8 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{
-    Daemon, Encap, Flow, Host, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source,
-    Timeouts, Uplink, Workers, Xdp,
+    Daemon, Encap, Flow, Host, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat,
+    Source, Timeouts, Uplink, Workers, Xdp,
 };
 use super::value::Check;
 use super::{Config, Wrong};

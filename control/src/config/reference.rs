@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use super::keys::{
-    Daemon, Flow, Host, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source, Timeouts,
-    Uplink, Workers, Xdp,
+    Daemon, Flow, Host, Http, Icmp, Memory, NodeSection, Overlay, Pods, Policy, Services, Snat, Source,
+    Timeouts, Uplink, Workers, Xdp,
 };
 
 /// One key, as the documented file shows it.

@@ -91,7 +91,7 @@ fn killed_and_started_again() {
     // What a killed one left, one that is to have no host port removes.
     lab.node_mut("a").daemon().kill();
     lab.spec.more_config = format!("{}[host]\nenabled = false\n", lab.spec.more_config);
-    lab.node("a").write_config(&lab.spec, lab.manifests.dir());
+    lab.node("a").write_config(&lab.spec, &lab.manifests);
     lab.node_mut("a").start_daemon();
     let ns = &lab.node("a").ns;
     for family in ["-4", "-6"] {
