@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`verbs`] | ADD, DEL, CHECK, STATUS, GC, VERSION |
 //! | [`types`] | configuration, result, errors |
-//! | [`env`] | the parameters in the environment |
+//! | [`mod@env`] | the parameters in the environment |
 //! | [`record`] | endpoint records, which the daemon reads too |
 //! | [`ipam`] | our own addresses |
 //! | [`delegate`] | another's IPAM plugin |

@@ -96,33 +96,32 @@ impl Overlay {
         let subnet = lab.nodes[usize::from(number) - 1].subnet;
         let mut out = String::new();
         let mut line = |key: &str, value: &str| writeln!(out, "    {key}: '{value}'").expect("to memory");
-        for family in [lab.outer] {
-            let six = family == Family::V6;
-            let mac = mac_text(vtep_mac(number, family));
-            let outer = match linux {
-                true => Self::outer_address(subnet, number, family),
-                false => underlay(subnet, number, family),
-            };
-            let tunnel = self.tunnel_address(number, family).to_string();
-            match self {
-                Overlay::Calico => {
-                    let (f, len) = if six { ("IPv6", 64) } else { ("IPv4", 24) };
-                    line(&format!("projectcalico.org/{f}Address"), &format!("{outer}/{len}"));
-                    line(&format!("projectcalico.org/{f}VXLANTunnelAddr"), &tunnel);
-                    let key = if six { "VXLANTunnelMACAddrV6" } else { "VXLANTunnelMACAddr" };
-                    line(&format!("projectcalico.org/{key}"), &mac);
-                }
-                Overlay::Flannel => {
-                    let (data, ip) =
-                        if six { ("backend-v6-data", "public-ipv6") } else { ("backend-data", "public-ip") };
-                    line(
-                        &format!("flannel.alpha.coreos.com/{data}"),
-                        &format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}"),
-                    );
-                    line("flannel.alpha.coreos.com/backend-type", "vxlan");
-                    line(&format!("flannel.alpha.coreos.com/{ip}"), &outer.to_string());
-                    line("flannel.alpha.coreos.com/kube-subnet-manager", "true");
-                }
+        let family = lab.outer;
+        let six = family == Family::V6;
+        let mac = mac_text(vtep_mac(number, family));
+        let outer = match linux {
+            true => Self::outer_address(subnet, number, family),
+            false => underlay(subnet, number, family),
+        };
+        let tunnel = self.tunnel_address(number, family).to_string();
+        match self {
+            Overlay::Calico => {
+                let (f, len) = if six { ("IPv6", 64) } else { ("IPv4", 24) };
+                line(&format!("projectcalico.org/{f}Address"), &format!("{outer}/{len}"));
+                line(&format!("projectcalico.org/{f}VXLANTunnelAddr"), &tunnel);
+                let key = if six { "VXLANTunnelMACAddrV6" } else { "VXLANTunnelMACAddr" };
+                line(&format!("projectcalico.org/{key}"), &mac);
+            }
+            Overlay::Flannel => {
+                let (data, ip) =
+                    if six { ("backend-v6-data", "public-ipv6") } else { ("backend-data", "public-ip") };
+                line(
+                    &format!("flannel.alpha.coreos.com/{data}"),
+                    &format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}"),
+                );
+                line("flannel.alpha.coreos.com/backend-type", "vxlan");
+                line(&format!("flannel.alpha.coreos.com/{ip}"), &outer.to_string());
+                line("flannel.alpha.coreos.com/kube-subnet-manager", "true");
             }
         }
         out

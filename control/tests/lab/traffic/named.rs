@@ -4,7 +4,7 @@
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -147,7 +147,7 @@ pub(crate) struct Asker(UdpSocket);
 impl Asker {
     /// Opens one inside `ns`.
     pub(crate) fn open(ns: &NetNs, to: SocketAddr) -> io::Result<Self> {
-        let socket = ns.run(|| UdpSocket::bind((unspecified(to.ip()), 0)))?;
+        let socket = ns.run(|| UdpSocket::bind((unspecified(to.ip()), fresh_port())))?;
         socket.connect(to)?;
         Ok(Asker(socket))
     }
@@ -160,6 +160,13 @@ impl Asker {
         let len = self.0.recv(&mut buffer)?;
         Answer::parse(std::str::from_utf8(&buffer[..len]).map_err(io::Error::other)?)
     }
+}
+
+/// A port that no socket of this process had before. The kernel's choice comes back now and then, and is then the flow
+/// that went to another backend half a minute ago.
+fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000
 }
 
 /// One question by a new UDP socket.
