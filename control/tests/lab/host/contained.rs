@@ -94,7 +94,7 @@ fn what_is_told(lab: &Lab) {
     let mistake = json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "wrong", "namespace": "default", "annotations": {"fastpath.io/mac": "nonsense"}},
         "spec": {"containers": [{"name": "c", "image": "none"}]}});
-    lab.apply("wrong.yaml", &[mistake]);
+    lab.manifests.write("wrong.yaml", &mistake.to_string());
     eventually("it is counted, and told", PATIENCE, || {
         let samples = metrics(lab);
         let counted = value(&samples, "fastpath_source_problems", &wrong);
@@ -102,7 +102,10 @@ fn what_is_told(lab: &Lab) {
         let status = ["a", "b"].map(|n| lab.node(n).cli().status().0["source"]["reported"].as_u64());
         (counted == 1.0 && status.iter().flatten().sum::<u64>() == 1).then_some(())
     });
-    lab.withdraw("wrong.yaml");
+    lab.manifests.remove("wrong.yaml");
+    eventually("it is well again", PATIENCE, || {
+        (value(&metrics(lab), "fastpath_source_problems", &wrong) == 0.0).then_some(())
+    });
 }
 
 /// By the audit log: nothing was refused, and everything that the role allows was done.
