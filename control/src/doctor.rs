@@ -8,6 +8,7 @@
 
 use serde::Serialize;
 
+mod api;
 mod checks;
 mod facts;
 mod neighbours;
@@ -108,7 +109,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "network plugins", run: neighbours::plugins },
     Check { name: "kube-proxy", run: neighbours::kube_proxy },
     Check { name: "source", run: checks::source },
-    Check { name: "API server", run: checks::api },
+    Check { name: "API server", run: api::check },
 ];
 
 /// What all checks find.

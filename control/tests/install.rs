@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use fastpath_control::config::Config;
+use fastpath_control::config::{Config, SourceKind};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -106,23 +106,25 @@ fn every_object_is_known_to_the_api_and_fits_the_others() {
     }
 }
 
-/// The rights are those of the kinds the source reads, and Events; nothing is written but these.
+/// The rights are those that the source says it uses; that it uses them is shown at a real API server (test `api`).
 #[test]
 fn rights_are_the_least() {
     let role: ClusterRole = strict(&objects()["ClusterRole"]);
-    let mut read = Vec::new();
+    let mut given = Vec::new();
     for rule in role.rules.unwrap() {
-        let resources = rule.resources.unwrap();
-        if resources == ["events"] {
-            assert_eq!(rule.verbs, ["create", "patch"]);
-        } else {
-            assert_eq!(rule.verbs, ["get", "list", "watch"]);
-            read.extend(resources);
+        assert_eq!((&rule.resource_names, &rule.non_resource_urls), (&None, &None));
+        for group in rule.api_groups.unwrap() {
+            for resource in rule.resources.iter().flatten() {
+                given.extend(rule.verbs.iter().map(|verb| (group.clone(), resource.clone(), verb.clone())));
+            }
         }
-        assert!(rule.api_groups.unwrap().iter().all(|g| g != "*"));
     }
-    read.sort();
-    assert_eq!(read, ["endpointslices", "namespaces", "networkpolicies", "nodes", "pods", "services"]);
+    given.sort();
+    let used = fastpath_control::source::kubernetes::rights();
+    let mut used: Vec<_> =
+        used.iter().map(|r| (r.group.to_owned(), r.resource.to_owned(), r.verb.to_owned())).collect();
+    used.sort();
+    assert_eq!(given, used);
 }
 
 /// The embedded configuration is one, and says what the DaemonSet relies on.
@@ -131,10 +133,8 @@ fn the_embedded_configuration_fits_the_daemonset() {
     let objects = objects();
     let data = objects["ConfigMap"]["data"].as_object().unwrap();
     let text = data["fastpath.toml"].as_str().unwrap();
-    // A build without that source refuses its name, and nothing else.
-    let known = Config::parse("[source]\nkind = \"kubernetes\"").is_ok();
-    let read = if known { text.to_owned() } else { text.replace("kind = \"kubernetes\"", "") };
-    let config = Config::parse(&read).unwrap_or_else(|wrong| panic!("{wrong:?}\n{text}"));
+    let config = Config::parse(text).unwrap_or_else(|wrong| panic!("{wrong:?}\n{text}"));
+    assert_eq!((config.source.kind, config.host.enabled), (SourceKind::Kubernetes, true));
     let spec = &objects["DaemonSet"]["spec"]["template"]["spec"];
     let container = &spec["containers"][0];
     let listen = config.http.listen.unwrap();
@@ -150,7 +150,10 @@ fn the_embedded_configuration_fits_the_daemonset() {
         let mounts = container["volumeMounts"].as_array().unwrap();
         mounts.iter().any(|m| path.starts_with(m["mountPath"].as_str().unwrap()))
     };
-    assert!(mounted(&config.daemon.state_dir) && mounted(&config.xdp.pin_dir));
+    let folders = [&config.daemon.state_dir, &config.daemon.data_dir, &config.xdp.pin_dir];
+    folders.iter().for_each(|dir| assert!(mounted(dir), "{}", dir.display()));
+    // What host port and reserved ports are set by.
+    assert!(mounted(std::path::Path::new("/host/proc/sys/net/ipv4/conf")));
     assert_eq!(container["command"], json!(["fastpath", "run", "--config", "/etc/fastpath/fastpath.toml"]));
 }
 

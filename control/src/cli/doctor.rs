@@ -59,7 +59,7 @@ pub(super) fn doctor(args: &DoctorArgs, output: Output, out: &mut impl Write) ->
         None => Config::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let facts = runtime.block_on(async { Facts::gather(&config) });
+    let facts = runtime.block_on(Facts::gather(&config));
     let findings = examine(&facts, &config);
     match output {
         Output::Json => json(out, &findings)?,

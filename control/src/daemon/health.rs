@@ -4,13 +4,13 @@
 use fastpath::snapshot::PortRole;
 
 use super::Daemon;
-use crate::config::XdpMode;
+use crate::config::{SourceKind, XdpMode};
 use crate::http::health::Check;
 
 impl Daemon {
     /// Whether the process had better be started again. That this is asked at all shows that the control thread runs.
     pub(super) fn livez(&self) -> Vec<Check> {
-        vec![Check::new("control", true, String::new), self.workers_pass()]
+        vec![Check::new("control", true, String::new), self.source_followed(), self.workers_pass()]
     }
 
     /// Whether this node forwards what it is to forward. What is wrong with single pods or objects is no part of it: the
@@ -20,7 +20,7 @@ impl Daemon {
         let engine = &self.attacher.engine;
         vec![
             Check::new("node", node, || format!("no Node object {} in the source", self.node)),
-            Check::new("source", self.update.synced, || "not read in full yet".to_owned()),
+            self.source_known(),
             self.uplink_attached(),
             Check::new("snapshot", self.snapshot.generation > 0 && engine.acked() > 0, || {
                 let all = engine.workers();
@@ -30,6 +30,29 @@ impl Daemon {
             }),
             self.workers_pass(),
         ]
+    }
+
+    /// Whether the source is known, if only from before: without the API, forwarding goes on by its last state.
+    fn source_known(&self) -> Check {
+        if self.update.synced {
+            return self.source_followed();
+        }
+        let state = self.source_state.borrow();
+        Check::new("source", false, || match &state.error {
+            Some(e) => format!("not read in full yet: {e}"),
+            None => "not read in full yet".to_owned(),
+        })
+    }
+
+    /// Whether the source's thread runs; a folder is followed by the control thread's own means.
+    fn source_followed(&self) -> Check {
+        Check::new("source", !self.source_ended(), || "its thread has ended: no change is seen".to_owned())
+    }
+
+    /// Whether nobody follows the API any more.
+    pub(super) fn source_ended(&self) -> bool {
+        let kubernetes = self.config.source.kind == SourceKind::Kubernetes;
+        kubernetes && self.source_state.has_changed().is_err()
     }
 
     fn uplink_attached(&self) -> Check {

@@ -16,8 +16,9 @@ use fastpath::tables::flow::{EvictClass, Pair};
 
 use super::view::role;
 use super::{Daemon, enforced};
+use crate::config::SourceKind;
 use crate::metrics::Family;
-use crate::source::Severity;
+use crate::source::{Severity, SourceState};
 
 impl Daemon {
     /// Every metric.
@@ -89,32 +90,47 @@ impl Daemon {
         let model = &self.update.model;
         let mut objects =
             Family::gauge("fastpath_source_objects", "Objects that the source has, by kind.", &["kind"]);
-        for (kind, n) in [
+        let kinds = [
             ("Node", model.nodes.len()),
             ("Namespace", model.namespaces.len()),
             ("Pod", model.pods.len()),
             ("NetworkPolicy", model.policies.len()),
             ("Service", model.services.len()),
             ("EndpointSlice", model.slices.len()),
-        ] {
+        ];
+        for (kind, n) in kinds {
             objects.add([kind], count(n));
         }
         let mut problems = Family::gauge(
             "fastpath_source_problems",
-            "What is wrong in the source, by severity; what has an error is not in force.",
-            &["severity"],
+            "What is wrong in the source, by severity and kind of object (empty where no object's kind is known). error: it \
+             is not in force, its last good state is, if there was one. warning: in force, but not as written. ignored: of \
+             no use to the dataplane. Each is an Event on its object, where the API is the source.",
+            &["severity", "kind"],
         );
+        // Zeros too: what is alerted on must be there before.
         for severity in [Severity::Error, Severity::Warning, Severity::Ignored] {
-            let n = self.update.problems.iter().filter(|p| p.severity == severity).count();
-            problems.add([&severity.to_string()], count(n));
+            for (kind, _) in kinds {
+                problems.add([&severity.to_string(), kind], 0);
+            }
+        }
+        for problem in &self.update.problems {
+            problems.add([&problem.severity.to_string(), problem.origin.kind().unwrap_or_default()], 1);
         }
         let age = SystemTime::now().duration_since(self.update.loaded_at).unwrap_or_default();
         out.extend([
             objects,
             problems,
-            Family::gauge("fastpath_source_age_seconds", "Time since the source was last read in full.", &[])
-                .with_f64([], age.as_secs_f64()),
+            Family::gauge(
+                "fastpath_source_age_seconds",
+                "Time since the source was last read in full; of a saved state, since it was saved.",
+                &[],
+            )
+            .with_f64([], age.as_secs_f64()),
         ]);
+        if self.config.source.kind == SourceKind::Kubernetes {
+            measure_api(&self.source_state.borrow(), out);
+        }
     }
 
     fn measure_ports(&self, out: &mut Vec<Family>) {
@@ -377,6 +393,51 @@ impl Daemon {
             }
         }
         out.extend([backends, frontends]);
+    }
+}
+
+/// How the Kubernetes API is followed.
+fn measure_api(state: &SourceState, out: &mut Vec<Family>) {
+    let gauge = |name, help: &str| Family::gauge(name, help, &[]);
+    let counter = |name, help: &str, n| Family::counter(name, help, &[]).with([], n);
+    let unix = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    out.extend([
+        gauge("fastpath_source_connected", "Whether every kind of object is watched at the Kubernetes API.")
+            .with([], state.connected.into()),
+        gauge(
+            "fastpath_source_connected_change_timestamp_seconds",
+            "When fastpath_source_connected last changed, or the daemon started.",
+        )
+        .with_f64([], unix(state.since)),
+        gauge(
+            "fastpath_source_synced",
+            "Whether every kind of object has been read in full from the Kubernetes API since the start.",
+        )
+        .with([], state.synced.into()),
+        gauge(
+            "fastpath_source_saved_state",
+            "Whether a state saved by an earlier daemon is in force, for want of the Kubernetes API.",
+        )
+        .with([], state.saved_at.is_some().into()),
+        counter("fastpath_source_lists", "Complete lists of one kind read from the Kubernetes API.", state.lists),
+        counter(
+            "fastpath_source_relists",
+            "Complete lists that were not the first of their kind: a watch could not be taken up where it ended.",
+            state.relists,
+        ),
+        counter("fastpath_source_errors", "Lists and watches of the Kubernetes API that failed.", state.errors),
+        counter("fastpath_source_updates", "Changes that became a new model; many may be one.", state.updates),
+        counter("fastpath_source_events_written", "Kubernetes Events written on objects.", state.reported),
+    ]);
+    // Without a contact there is no time to tell.
+    if let Some(at) = state.last_contact {
+        out.push(
+            gauge(
+                "fastpath_source_last_contact_timestamp_seconds",
+                "When an object or a bookmark last came from the Kubernetes API.",
+            )
+            .with_f64([], unix(at)),
+        );
     }
 }
 

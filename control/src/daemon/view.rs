@@ -21,7 +21,7 @@ use crate::api::types::{
     WorkerStatus, XdpCounter,
 };
 use crate::api::{ApiError, DEFAULT_FLOWS, ErrorCode, MAX_FLOWS, Request, StateView};
-use crate::config::{Polling, SourceKind};
+use crate::config::Polling;
 use crate::explain::Query;
 use crate::source::Severity;
 
@@ -105,7 +105,7 @@ impl Daemon {
         }
         let source = self.source_state.borrow().clone();
         degraded.extend(source.trouble());
-        if source.kind == SourceKind::Kubernetes && self.source_state.has_changed().is_err() {
+        if self.source_ended() {
             degraded.push("source: its thread has ended: no change is seen any more".to_owned());
         }
         degraded.extend(self.stalled().map(|w| format!("worker {w} does not pass its loop")));

@@ -306,30 +306,3 @@ pub(super) fn source(facts: &Facts, config: &Config, out: &mut Findings) {
         Some(Err(e)) => out.error(e.clone(), "make the folder, or correct source.path"),
     }
 }
-
-pub(super) fn api(facts: &Facts, config: &Config, out: &mut Findings) {
-    let Some(api) = &facts.api else { return };
-    let server = &api.server;
-    match &api.version {
-        Ok(version) => out.ok(format!("{server} answers: {version}")),
-        Err(e) => {
-            return out.error(
-                format!("{server} cannot be reached: {e}"),
-                "correct the server's address and the credentials; it must be reachable without services of the dataplane",
-            );
-        }
-    }
-    for what in &api.denied {
-        out.error(
-            format!("may not {what}"),
-            "bind the ClusterRole of configs/k8s/install.yaml to this account",
-        );
-    }
-    if api.node_exists == Some(false) {
-        let node = config.node_name().unwrap_or_default();
-        out.error(
-            format!("there is no Node {node}"),
-            "set node.name, or NODE_NAME by the downward API (spec.nodeName)",
-        );
-    }
-}

@@ -14,8 +14,8 @@ use rustix::process::{Resource, getrlimit};
 use crate::config::{Config, SourceKind};
 use crate::netdev::features::{XdpFeatures, xdp_features};
 use crate::netdev::nft::{self, Chain};
-use crate::netdev::reserved::sysctl;
-use crate::netdev::{NetView, Watcher};
+use crate::netdev::reserved::SYSCTL;
+use crate::netdev::{NetView, Watcher, sysctl};
 
 /// Magic number of a BPF file system (`linux/magic.h`).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -79,16 +79,15 @@ pub struct ApiFacts {
     pub server: String,
     /// Its version, or why it cannot be reached.
     pub version: Result<String, String>,
-    /// What this account is not allowed, as `watch pods`.
-    pub denied: Vec<String>,
+    /// What this account is not allowed, as `watch pods`; or why it cannot be asked.
+    pub denied: Result<Vec<String>, String>,
     /// Whether a Node of this node's name exists; `None` when it could not be asked.
     pub node_exists: Option<bool>,
 }
 
 impl Facts {
     /// Reads all of it. Needs a tokio runtime, and what cannot be read for want of rights is as if it were not there.
-    #[must_use]
-    pub fn gather(config: &Config) -> Self {
+    pub async fn gather(config: &Config) -> Self {
         let net = Watcher::start().map(|w| w.view()).map_err(|e| e.to_string());
         let drivers = net.as_ref().map(|n| drivers(n)).unwrap_or_default();
         Self {
@@ -103,14 +102,14 @@ impl Facts {
             cores: cores(),
             drivers,
             rp_filter: rp_filter(Path::new("/proc/sys/net/ipv4/conf")),
-            sysctl_writable: fs::File::options().append(true).open(sysctl()).is_ok(),
+            sysctl_writable: fs::File::options().append(true).open(sysctl::path(SYSCTL)).is_ok(),
             conflists: conflists(Path::new("/etc/cni/net.d")),
             chains: nft::chains().ok(),
             legacy_tables: legacy_tables(),
             // The first three lines are headings.
             ipvs_services: fs::read_to_string("/proc/net/ip_vs").map_or(0, |t| virtual_services(&t)),
             manifests: (config.source.kind == SourceKind::Directory).then(|| manifests(&config.source.path)),
-            api: None,
+            api: super::api::ask(config).await,
             net,
         }
     }

@@ -253,7 +253,7 @@ fn sources() {
     let api = |version: Result<&str, &str>, denied: &[&str], node_exists| ApiFacts {
         server: "https://10.0.0.1:6443".into(),
         version: version.map(str::to_owned).map_err(str::to_owned),
-        denied: denied.iter().map(|d| (*d).to_owned()).collect(),
+        denied: Ok(denied.iter().map(|d| (*d).to_owned()).collect()),
         node_exists,
     };
     let config = "[node]\nname = \"n1\"";
@@ -271,5 +271,21 @@ fn sources() {
         "Error: https://10.0.0.1:6443 cannot be reached: refused",
     );
     one("API server", config, with(api(Ok("v1"), &["watch pods"], None)), "Error: may not watch pods");
+    let unknown = ApiFacts { denied: Err("refused".into()), ..api(Ok("v1"), &[], Some(true)) };
+    one(
+        "API server",
+        config,
+        with(unknown),
+        "Warning: which rights this account has cannot be asked: refused",
+    );
+    for server in ["https://10.96.0.1", "https://[fd00:96::1]:443/"] {
+        let by_service = ApiFacts { server: server.into(), ..api(Ok("v1"), &[], Some(true)) };
+        let config = "[services]\ncidrs = [\"10.96.0.0/16\", \"fd00:96::/112\"]";
+        let found = find("API server", config, with(by_service));
+        assert!(
+            found[1].starts_with("Warning: ") && found[1].contains("is a service's address"),
+            "{found:?}"
+        );
+    }
     one("API server", config, with(api(Ok("v1"), &[], Some(false))), "Error: there is no Node n1");
 }

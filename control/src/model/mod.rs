@@ -80,6 +80,15 @@ impl Origin {
         }
     }
 
+    /// Kind of the object, as `NetworkPolicy`, where that is told.
+    #[must_use]
+    pub fn kind(&self) -> Option<&'static str> {
+        match self {
+            Origin::ApiObject { kind, .. } => Some(kind),
+            Origin::File { .. } | Origin::Api | Origin::Implied => None,
+        }
+    }
+
     /// Where a part of the object is, as `spec.ingress[1]`: the same file with the part's line, if lines are kept.
     #[must_use]
     pub fn part(&self, path: &str) -> Origin {

@@ -19,7 +19,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
 
 use fastpath::snapshot::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6};
 use ipnet::IpNet;
@@ -362,7 +361,7 @@ fn delete(netlink: &mut Netlink, link: &Link) -> Result<(), Error> {
 
 /// Writes a setting of one device, unless the kernel has no such setting.
 fn sysctl(family: &str, device: &str, key: &str, value: &str) -> Result<(), Error> {
-    let path = Path::new("/proc/sys/net").join(family).join("conf").join(device).join(key);
+    let path = super::sysctl::path(&format!("{family}/conf/{device}/{key}"));
     match std::fs::read_to_string(&path) {
         Ok(now) if now.trim_end() == value => return Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),

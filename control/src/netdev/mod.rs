@@ -40,6 +40,7 @@ pub mod route;
 pub mod rule;
 pub(crate) mod saved;
 mod socket;
+pub(crate) mod sysctl;
 pub mod uplink;
 pub mod veth;
 pub mod view;

@@ -10,22 +10,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, saved};
+use super::{Error, saved, sysctl};
 
 /// Name of the record in the state directory.
 const FILE: &str = "reserved-ports.json";
 /// Version of its form.
 const VERSION: u32 = 1;
-/// Of the network namespace of the thread that opens it.
-const SYSCTL: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
-/// The same in a container, whose own `/proc/sys` is read-only, where it has the host's `/proc/sys/net` too.
-const SYSCTL_OF_HOST: &str = "/host/proc/sys/net/ipv4/ip_local_reserved_ports";
-
-/// The kernel's list, where it can be written.
-pub(crate) fn sysctl() -> &'static Path {
-    let host = Path::new(SYSCTL_OF_HOST);
-    if host.exists() { host } else { Path::new(SYSCTL) }
-}
+/// The kernel's list.
+pub(crate) const SYSCTL: &str = "ipv4/ip_local_reserved_ports";
 
 /// What was added to the kernel's list.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -48,7 +40,7 @@ impl ReservedPorts {
     /// # Errors
     /// [`Error::Record`].
     pub fn open(state_dir: &Path) -> Result<Self, Error> {
-        Self::at(state_dir, sysctl())
+        Self::at(state_dir, &sysctl::path(SYSCTL))
     }
 
     fn at(state_dir: &Path, sysctl: &Path) -> Result<Self, Error> {

@@ -3,7 +3,7 @@
 
 use ipnet::IpNet;
 
-use super::view::{AddressState, Link, LinkKind, NetView};
+use super::view::{AddressState, Link, LinkKind, NetView, Scope};
 
 /// A device that leads to other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,10 +141,12 @@ impl UplinkError {
 }
 
 /// The devices that have an address in a network, by index. Loopback and dummy devices hold addresses that are nobody's
-/// way out.
+/// way out, and those of link scope are on any device, also on the host's end of our own pair.
 fn with_address_in<'v>(view: &'v NetView, cidr: &'v IpNet) -> impl Iterator<Item = &'v Link> {
     let holds = |index: u32| {
-        let usable = view.addresses_of(index).filter(|a| a.state != AddressState::Duplicate);
+        let usable = view
+            .addresses_of(index)
+            .filter(|a| a.state != AddressState::Duplicate && !matches!(a.scope, Scope::Link | Scope::Host));
         usable.map(|a| a.net.addr()).any(|addr| cidr.contains(&addr))
     };
     view.links.values().filter(move |link| {

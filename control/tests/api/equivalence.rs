@@ -169,7 +169,10 @@ fn plain(model: &Model) -> Model {
     }
     each(&mut model.nodes, |o| o.origin = Origin::Api);
     each(&mut model.namespaces, |o| o.origin = Origin::Api);
-    each(&mut model.pods, |o| o.origin = Origin::Api);
+    each(&mut model.pods, |o| {
+        o.origin = Origin::Api;
+        o.uid = None;
+    });
     each(&mut model.services, |o| o.origin = Origin::Api);
     each(&mut model.slices, |o| o.origin = Origin::Api);
     each(&mut model.policies, |o| {
@@ -195,6 +198,11 @@ fn the_same_objects_give_the_same_model() {
     let listing = Source::synced(&server);
     for (how, source) in [("by watch", watching), ("by list", listing)] {
         let update = source.has(&after);
+        for applied in after.iter().filter(|o| o["kind"] == "Pod") {
+            let meta = |field: &str| applied["metadata"][field].as_str().unwrap();
+            let pod = &update.model.pods[&name(meta("namespace"), meta("name"))];
+            assert_eq!(pod.uid.as_deref(), Some(meta("uid")), "{how}");
+        }
         let (want, got) = (plain(&folder.model), plain(&update.model));
         for (name, pod) in &want.pods {
             assert_eq!(got.pods.get(name), Some(pod), "{how}");

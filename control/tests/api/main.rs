@@ -6,6 +6,7 @@
 //! | Module | Shows |
 //! |---|---|
 //! | `follow` | create, change, delete of every kind; labels; what cannot be honoured, and the Event on it |
+//! | `install` | `configs/k8s/install.yaml` is accepted; its account may do what the daemon does, and nothing else |
 //! | `equivalence` | the API gives the model that the same objects in a folder give |
 //! | `outage` | connections cut, etcd compacted, the API away, the saved state |
 //! | `burst` | thousands of objects: time, memory, number of updates |
@@ -17,6 +18,7 @@ mod apiserver;
 mod burst;
 mod equivalence;
 mod follow;
+mod install;
 #[path = "../oracle/mod.rs"]
 #[allow(dead_code, reason = "of the evaluator only its types are used here")]
 mod oracle;
@@ -40,17 +42,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// A server, and user `fastpath` granted what the daemon needs.
 fn server(options: Options) -> Server {
     let server = Server::start(options);
-    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
+    let text = std::fs::read_to_string(apiserver::INSTALL).expect("configs/k8s/install.yaml");
+    let installed = fastpath_control::source::documents(&text).expect("YAML");
+    let role = installed.into_iter().find(|o| o["kind"] == "ClusterRole").expect("a ClusterRole");
     server.client().apply(&[
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "fastpath"},
-            "rules": [
-                rule("", &["nodes", "namespaces", "pods", "services"], &["list", "watch"]),
-                rule("networking.k8s.io", &["networkpolicies"], &["list", "watch"]),
-                rule("discovery.k8s.io", &["endpointslices"], &["list", "watch"]),
-                rule("events.k8s.io", &["events"], &["create"]),
-            ],
-        }),
+        role,
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "fastpath"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "fastpath"},

@@ -212,6 +212,14 @@ impl Client {
         self.one(call).unwrap_or_else(|e| panic!("{kind} {namespace}/{name}: {e:?}"))
     }
 
+    /// A token of a service account (namespace, name), for an hour.
+    pub(crate) fn token(&self, (namespace, name): (&str, &str)) -> String {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+        let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}});
+        let answer = self.one(Call::Create(path, body)).expect("a token");
+        answer["status"]["token"].as_str().expect("a token").to_owned()
+    }
+
     /// Deletes an object and waits until it is gone.
     pub(crate) fn delete(&self, object: &Value) {
         let (kind, namespace, name) = identity(object);

@@ -15,4 +15,4 @@ pub(crate) mod client;
 pub(crate) mod load;
 pub(crate) mod server;
 
-pub(crate) use server::{Options, Server};
+pub(crate) use server::{INSTALL, Options, Server};

@@ -23,6 +23,13 @@ pub(crate) const ADMIN: &str = "admin-token";
 /// Token of user `fastpath`, who may do what a test allows.
 pub(crate) const AGENT: &str = "agent-token";
 
+/// The account that `configs/k8s/install.yaml` makes for the daemon: its namespace, its name, its name as a user.
+const ACCOUNT: (&str, &str) = ("fastpath-system", "fastpath");
+const ACCOUNT_USER: &str = "system:serviceaccount:fastpath-system:fastpath";
+
+/// What is installed on clusters.
+pub(crate) const INSTALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/k8s/install.yaml");
+
 /// Controllers that tests need: they make EndpointSlices, and end namespaces.
 const CONTROLLERS: &str = "endpoints-controller,endpointslice-controller,namespace-controller";
 
@@ -163,6 +170,39 @@ impl Server {
         self.dir.0.join("agent.kubeconfig")
     }
 
+    /// Kubeconfig of the daemon's own account: made, and allowed what it is allowed, as `configs/k8s/install.yaml` says, with
+    /// a token such as the kubelet gives its pods.
+    pub(crate) fn account_config(&self) -> PathBuf {
+        let text = std::fs::read_to_string(INSTALL).expect("configs/k8s/install.yaml");
+        let mut objects = fastpath_control::source::documents(&text).expect("YAML");
+        objects.retain(|o| o["kind"] != "DaemonSet" && o["kind"] != "ConfigMap");
+        self.client().apply(&objects);
+        let token = self.client().token(ACCOUNT);
+        self.write_kubeconfig("account", &token, self.ports.api);
+        self.dir.0.join("account.kubeconfig")
+    }
+
+    /// What the daemon's account asked for, whatever became of it.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.audit_log()).expect("the audit log");
+        // The last line may be half written.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let events = whole.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
+        events.filter(|e| e["user"]["username"] == ACCOUNT_USER).collect()
+    }
+
+    fn audit_log(&self) -> PathBuf {
+        self.dir.0.join("audit.log")
+    }
+
+    /// kubectl as the administrator; its output.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
+        let mut command = self.inside(&assets().join("kubectl").display().to_string());
+        // It caches what it learns of servers at home.
+        command.env("HOME", &self.dir.0).arg("--kubeconfig").arg(self.admin_config()).args(args);
+        run_ok(&mut command)
+    }
+
     /// A folder for what belongs to the server's test.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir.0
@@ -207,6 +247,8 @@ impl Server {
             format!("--service-account-signing-key-file={}", pki("sa.key")),
             format!("--service-cluster-ip-range={SERVICE_CIDRS}"),
             "--etcd-compaction-interval=0".to_owned(),
+            format!("--audit-policy-file={}", pki("audit.json")),
+            format!("--audit-log-path={}", self.audit_log().display()),
             // Pods need no ServiceAccount, so that no controller need make one.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             // Tests ask as fast as they can.
@@ -384,6 +426,12 @@ fn make_keys(dir: &Path, address: IpAddr) {
     openssl("ec -in sa.key -pubout -out sa.pub");
     let tokens = format!("{ADMIN},admin,admin,\"system:masters\"\n{AGENT},fastpath,fastpath\n");
     std::fs::write(dir.join("tokens.csv"), tokens).expect("write the tokens");
+    let policy = json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "rules": [{"level": "Metadata", "users": [ACCOUNT_USER]}, {"level": "None"}],
+    });
+    std::fs::write(dir.join("audit.json"), policy.to_string()).expect("write the audit policy");
 }
 
 /// Runs a command to its end; panics with its output when it fails.

@@ -1,5 +1,5 @@
-//! What an operator of a node relies on: health, metrics, health checks of services, uplinks by network, a bounded set of
-//! capabilities, the doctor.
+//! What an operator of a node relies on: health, metrics, health checks of services, uplinks by network, capabilities, the
+//! doctor.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -18,7 +18,7 @@ use crate::traffic::{PATIENCE, eventually};
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0";
 
 /// An answer: status, head, body.
-type Answer = (u16, String, String);
+pub(crate) type Answer = (u16, String, String);
 
 /// `GET`s a path from inside a namespace.
 fn get(from: &NetNs, to: SocketAddr, path: &str, accept: &str) -> io::Result<Answer> {
@@ -35,11 +35,11 @@ fn get(from: &NetNs, to: SocketAddr, path: &str, accept: &str) -> io::Result<Ans
 }
 
 /// Of the daemon of node `a`.
-fn ask(lab: &Lab, path: &str) -> Answer {
+pub(crate) fn ask(lab: &Lab, path: &str) -> Answer {
     get(&lab.node("a").ns, (Ipv4Addr::LOCALHOST, 9990).into(), path, "*/*").expect("the daemon answers")
 }
 
-fn metrics(lab: &Lab) -> Samples {
+pub(crate) fn metrics(lab: &Lab) -> Samples {
     let to = (Ipv4Addr::LOCALHOST, 9990).into();
     let mut last = Samples::new();
     for accept in ["text/plain", OPEN_METRICS] {
@@ -55,7 +55,7 @@ fn metrics(lab: &Lab) -> Samples {
 }
 
 /// The value of the series with these labels.
-fn value(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
+pub(crate) fn value(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> f64 {
     let all = samples.get(name).unwrap_or_else(|| panic!("no {name}: {:?}", samples.keys()));
     let fits = |of: &std::collections::BTreeMap<String, String>| labels.iter().all(|(k, v)| of[*k] == *v);
     let found: Vec<f64> = all.iter().filter(|(of, _)| fits(of)).map(|(_, v)| *v).collect();
@@ -245,34 +245,6 @@ fn uplinks_by_network() {
     let modes = lab.node("a").cli().modes();
     let devices: Vec<&str> = modes.keys().map(String::as_str).filter(|d| !d.starts_with("fp-")).collect();
     assert_eq!(devices, [UPLINK]);
-}
-
-/// The capabilities that `configs/k8s/install.yaml` gives are enough: nothing is missing, nothing degraded.
-#[test]
-fn bounded_capabilities() {
-    const GIVEN: &[&str] = &["net_admin", "net_raw", "bpf", "perfmon", "ipc_lock", "net_broadcast"];
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/k8s/install.yaml");
-    let manifest = std::fs::read_to_string(manifest).expect("configs/k8s/install.yaml");
-    let list = format!("add: [{}]", GIVEN.join(", ").to_uppercase());
-    assert!(manifest.contains(&list), "{list}");
-    let mut lab = Lab::start(LabSpec { capabilities: Some(GIVEN), ..LabSpec::default() });
-    let pid = lab.node_mut("a").daemon().pid();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap().trim();
-    let bits = u64::from_str_radix(effective, 16).unwrap();
-    assert_eq!(bits.count_ones() as usize, GIVEN.len(), "{effective}");
-    everything_crosses(&lab, "a1", "b1");
-    everything_crosses(&lab, "a1", "a2");
-    for node in ["a", "b"] {
-        assert_eq!(lab.node(node).cli().status().0["degraded"], json!([]));
-    }
-    assert_eq!(metrics(&lab)["fastpath_ready"][0].1, 1.0);
-    // Pods that come and go, and the end of it.
-    let name = lab.add_pod("a");
-    everything_crosses(&lab, &name, "b1");
-    lab.remove_pod(&name, true);
-    assert!(lab.node_mut("a").daemon().stop().success());
-    assert!(lab.node("a").ns.link_json(UPLINK)["xdp"].is_null(), "the uplink is as before");
 }
 
 /// Without any of these the daemon does not come to forward: none is given in vain.

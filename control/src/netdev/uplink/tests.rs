@@ -142,6 +142,26 @@ fn by_network_beside_names() {
     assert!(UplinkError::NoAddressIn { cidr: nets(&["10.0.0.0/8"])[0] }.keeps("eth0"));
 }
 
+/// The host's end of our own pair has an address of link scope, and every device has one of IPv6.
+#[test]
+fn by_network_never_the_host_port() {
+    let links = [link(2, "eth0", LinkKind::Device), link(3, "fp-host", LinkKind::Veth)];
+    let of = [(2, "192.0.2.1/24"), (2, "fe80::2/64"), (3, "169.254.1.2/32"), (3, "fe80::3/64")];
+    let mut v = with_addresses(view(&links, &[]), &of);
+    v.addresses = v
+        .addresses
+        .iter()
+        .map(|a| {
+            let global = a.net.to_string() == "192.0.2.1/24";
+            Address { scope: if global { Scope::Global } else { Scope::Link }, ..a.clone() }
+        })
+        .collect();
+    for cidrs in [["0.0.0.0/0", "::/0"], ["169.254.0.0/16", "192.0.2.0/24"], ["fe80::/10", "192.0.2.1/32"]] {
+        let (up, _) = select_uplinks::<&str>(&v, &[], &cidrs.map(|c| c.parse().unwrap()), 1500);
+        assert_eq!(names(&up), ["eth0"], "{cidrs:?}");
+    }
+}
+
 #[test]
 fn refusals_name_the_device_and_what_to_do() {
     let mut down = link(10, "down0", LinkKind::Device);

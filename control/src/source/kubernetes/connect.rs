@@ -42,6 +42,16 @@ pub enum ConnectError {
 /// # Errors
 /// What the settings name cannot be used.
 pub async fn connect(settings: &KubernetesSettings) -> Result<Client, ConnectError> {
+    client(configuration(settings).await?)
+}
+
+/// A client by a [`configuration`].
+pub(crate) fn client(config: Config) -> Result<Client, ConnectError> {
+    Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
+}
+
+/// Address and credentials as the settings say.
+pub(crate) async fn configuration(settings: &KubernetesSettings) -> Result<Config, ConnectError> {
     let mut config = match &settings.kubeconfig {
         Some(path) => {
             let fail = |source| ConnectError::Kubeconfig {
@@ -67,5 +77,5 @@ pub async fn connect(settings: &KubernetesSettings) -> Result<Client, ConnectErr
     config.connect_timeout = Some(CONNECT);
     // Each request has its own limit, and what fails is tried again by our own rule.
     config.default_retry = false;
-    Client::try_from(config).map_err(|e| ConnectError::Client(Box::new(e)))
+    Ok(config)
 }

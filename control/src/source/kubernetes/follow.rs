@@ -294,7 +294,7 @@ fn retry_after(e: &Error) -> Duration {
 }
 
 /// An error in one line, with what is behind it.
-pub(super) fn reason(e: &Error) -> String {
+pub(crate) fn reason(e: &Error) -> String {
     if let Error::Api(status) = e {
         return format!("{} ({})", status.message.trim(), status.code);
     }

@@ -10,6 +10,7 @@
 //! | `gather` | many changes to few updates; which of stored and saved state is in force |
 //! | `saved` | the model in a file, for a start without the API |
 //! | `events` | what is wrong with an object, as a Kubernetes Event on it |
+//! | `rights` | what of the API is used, as an account must be allowed it |
 //!
 //! Nothing is published before every kind has been listed: pods without their policies would be a hole. Until then the
 //! state that was saved last is in force, if there is one.
@@ -21,6 +22,7 @@ mod decode;
 mod events;
 mod follow;
 mod gather;
+mod rights;
 mod saved;
 mod store;
 
@@ -31,6 +33,9 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use connect::{ConnectError, connect};
+pub(crate) use connect::{client, configuration};
+pub(crate) use follow::reason;
+pub use rights::{Right, rights};
 
 use super::kinds::KINDS;
 use super::{SourceState, Update};

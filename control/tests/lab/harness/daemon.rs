@@ -14,6 +14,31 @@ use super::ns::NetNs;
 /// The longest a daemon may take from its start to readiness, or to its end after SIGTERM.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// What a runtime makes of the DaemonSet's container, as far as the daemon can tell: a root, `/sys` and `/proc/sys` that
+/// are read-only, the host's `/sys/fs/bpf` and, elsewhere, its `/proc/sys/net`. First argument: a folder for the root; the
+/// rest: what to run.
+const CONTAINER: &str = r#"
+set -eu
+root=$1
+shift
+mount -t tmpfs root "$root"
+for path in /*; do
+    if [ -L "$path" ]; then
+        cp -P "$path" "$root$path"
+    elif [ -d "$path" ]; then
+        mkdir "$root$path"
+        mount --rbind "$path" "$root$path"
+    fi
+done
+mkdir -p "$root/host/proc/sys/net"
+mount --bind /proc/sys/net "$root/host/proc/sys/net"
+mount --bind /proc/sys "$root/proc/sys"
+for path in /proc/sys /sys ""; do
+    mount -o remount,bind,ro "$root$path"
+done
+exec chroot "$root" "$@"
+"#;
+
 /// A running (or ended) daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -23,13 +48,26 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it; the log is appended to `log`.
-    pub(crate) fn spawn(ns: &NetNs, config: &Path, log: &Path, capabilities: Option<&[&str]>) -> Self {
+    /// Starts it, with these capabilities or all, in a container whose root is made in this folder or in none; the log is
+    /// appended to `log`.
+    pub(crate) fn spawn(
+        ns: &NetNs,
+        (config, log): (&Path, &Path),
+        capabilities: Option<&[&str]>,
+        container: Option<&Path>,
+    ) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("open the log");
         let errors = out.try_clone().expect("two handles of the log");
         // When the test process is killed, its daemons go with it.
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", ns.path().display())).args(["--", "setpriv", "--pdeathsig", "KILL"]);
+        command.arg(format!("--net={}", ns.path().display())).arg("--");
+        if let Some(root) = container {
+            std::fs::create_dir_all(root).expect("make the container's root");
+            command
+                .args(["unshare", "--mount", "--propagation", "slave", "sh", "-c", CONTAINER, "sh"])
+                .arg(root);
+        }
+        command.args(["setpriv", "--pdeathsig", "KILL"]);
         if let Some(names) = capabilities {
             let bounded: String = names.iter().map(|name| format!(",+{name}")).collect();
             command.args(["--bounding-set", &format!("-all{bounded}")]);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ type Id = (String, String, String);
 #[derive(Debug)]
 pub(crate) struct Mirror {
     server: Server,
+    kubeconfig: PathBuf,
     written: Mutex<Written>,
 }
 
@@ -67,12 +68,12 @@ impl Mirror {
         server.client().apply(&markers(0));
         let namespaces = ["default", "marker"].map(str::to_owned).into();
         let written = Written { files: BTreeMap::new(), namespaces, marks: 0 };
-        Mirror { server, written: Mutex::new(written) }
+        Mirror { kubeconfig: server.account_config(), server, written: Mutex::new(written) }
     }
 
-    /// The kubeconfig for daemons.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
-        self.server.admin_config()
+    /// The kubeconfig for daemons: they may do what `configs/k8s/install.yaml` allows, and no more.
+    pub(crate) fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// The server.

@@ -28,6 +28,7 @@ pub(crate) struct Node {
     /// `daemon.data_dir`.
     pub(crate) data_dir: PathBuf,
     capabilities: Option<&'static [&'static str]>,
+    contained: bool,
     config: PathBuf,
     log: PathBuf,
 }
@@ -49,6 +50,7 @@ impl Node {
             state_dir: dir.join("state"),
             data_dir: dir.join("data"),
             capabilities: lab.capabilities,
+            contained: lab.contained,
             config: dir.join("fastpath.toml"),
             log: dir.join("daemon.log"),
             spec,
@@ -89,7 +91,10 @@ impl Node {
     /// Starts the daemon. A daemon of before is forgotten.
     pub(crate) fn spawn_daemon(&mut self) -> &mut Daemon {
         assert_eq!(self.spec.kind, Kind::Fastpath, "node {} is one of Linux alone", self.spec.name);
-        self.daemon.insert(Daemon::spawn(&self.ns, &self.config, &self.log, self.capabilities))
+        let root = self.config.with_file_name("root");
+        let container = self.contained.then_some(&*root);
+        let files = (&*self.config, &*self.log);
+        self.daemon.insert(Daemon::spawn(&self.ns, files, self.capabilities, container))
     }
 
     /// How often its daemons have logged that a device was detached.

@@ -123,6 +123,8 @@ pub(crate) struct LabSpec {
     pub(crate) uplink_cidrs: Vec<&'static str>,
     /// Capabilities of the daemons, as `setpriv` names them; `None` is root's.
     pub(crate) capabilities: Option<&'static [&'static str]>,
+    /// The daemons run in a container, as the DaemonSet of `configs/k8s/install.yaml` has it.
+    pub(crate) contained: bool,
     /// `http.listen`.
     pub(crate) http: &'static str,
     /// More of the config file: whole sections.
@@ -150,6 +152,7 @@ impl Default for LabSpec {
             overlay: None,
             uplink_cidrs: Vec::new(),
             capabilities: None,
+            contained: false,
             http: HTTP,
             more_config: String::new(),
             by_api: super::mirror::wanted(),

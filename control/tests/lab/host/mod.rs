@@ -1,5 +1,6 @@
 //! The node's own processes: what they reach, who reaches them, and what the host port leaves in the kernel.
 
+mod contained;
 mod life;
 mod node_ports;
 mod ports;
