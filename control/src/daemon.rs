@@ -19,6 +19,7 @@ use crate::compile::tables::Tables;
 use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::{Config, OnFailure, XdpMode};
 use crate::explain::LiveExplainer;
+use crate::netdev::bound::bound_udp;
 use crate::netdev::{HostPair, NetView, NudState, ReservedPorts, Resolver, select_uplinks};
 use crate::source::{Severity, SourceState, Update};
 
@@ -237,6 +238,20 @@ impl Daemon {
         }
         self.attach_problems.extend(errors.iter().map(ToString::to_string));
         wanted
+    }
+
+    /// Leaves the UDP ports out of source translation that the node's own sockets are bound to. Returns whether to sync.
+    ///
+    /// The range is kept from the kernel (`reserved`): such a socket is older than that, or asked for its port by number.
+    fn look_at_sockets(&mut self) -> bool {
+        match bound_udp() {
+            Ok(ports) => self.tables.set_bound_udp(&ports),
+            Err(e) => {
+                // What was read before stays. Without any of it a port in 16,384 may be given out in vain.
+                tracing::warn!("{e}");
+                false
+            }
+        }
     }
 
     /// Takes what workers ask for, and sees to it that the kernel resolves what it dropped. Returns whether to sync.

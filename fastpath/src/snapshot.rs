@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::packet::{Ip, Mac, NO_INDEX, PortId};
+use crate::packet::{Ip, Mac, NO_INDEX, PortId, proto};
 use crate::stats::RuleCounters;
 use crate::tables::Lpm;
 use crate::tables::policy::{GroupId, PolicyTable};
@@ -60,13 +60,24 @@ pub struct Snat {
     pub first: u16,
     /// Last one.
     pub last: u16,
+    /// UDP ports that sockets of the node are bound to, sorted: what comes back there is the socket's, so no source
+    /// becomes one of them. (Of TCP a listening socket takes only what opens a connection, and that is no answer.)
+    pub bound_udp: Vec<u16>,
     /// Destinations that see a pod's own address: pods, services, nodes, and those exempt by configuration.
     pub inside: Lpm<()>,
 }
 
 impl Default for Snat {
     fn default() -> Self {
-        Self { outgoing: false, v4: None, v6: None, first: 40_000, last: 56_383, inside: Lpm::default() }
+        Self {
+            outgoing: false,
+            v4: None,
+            v6: None,
+            first: 40_000,
+            last: 56_383,
+            bound_udp: Vec::new(),
+            inside: Lpm::default(),
+        }
     }
 }
 
@@ -76,6 +87,12 @@ impl Snat {
     #[must_use]
     pub fn address(&self, v4: bool) -> Option<Ip> {
         if v4 { self.v4 } else { self.v6 }
+    }
+
+    /// Whether answers to a port of the node's go to a socket of the node.
+    #[must_use]
+    pub fn is_bound(&self, protocol: u8, port: u16) -> bool {
+        protocol == proto::UDP && self.bound_udp.binary_search(&port).is_ok()
     }
 
     /// Whether an address and port is one that sources are translated to.

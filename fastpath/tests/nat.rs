@@ -405,6 +405,42 @@ fn a_search_without_end_is_not_begun_by_each_packet() {
 }
 
 #[test]
+fn what_a_socket_of_the_node_is_bound_to_is_given_to_nobody() {
+    let bind = |a: &Bed, port| {
+        a.publish(|s| {
+            let mut snat = (*s.snat).clone();
+            snat.bound_udp = vec![port];
+            s.snat = snat.into();
+        });
+    };
+    for v6 in [false, true] {
+        let query = |n, sport| from_pod(1, 1, Spec::udp(pod(v6, 1, 1), client(v6, n), sport, 53));
+        let syn = from_pod(1, 1, Spec::tcp(pod(v6, 1, 1), client(v6, 9), 4000, 80, SYN));
+        let mut a = bed(1);
+        a.send(pod_port(1), &query(9, 4000));
+        let port = seen(&a.run()[0].1).sport;
+        bind(&a, port);
+        // The flow there was ends, its next packet begins another: those are answered.
+        a.send(pod_port(1), &query(9, 4000));
+        assert_eq!(a.run(), []);
+        assert_eq!(a.drops(), [(DropReason::NatNoFlow, 1)].into());
+        for n in [9, 10] {
+            a.send(pod_port(1), &query(n, 4000));
+            let (_, frame) = a.run().remove(0);
+            assert_ne!(seen(&frame).sport, port);
+            a.send(UPLINK, &answer(&frame));
+            assert_eq!(a.run()[0].0, pod_port(1));
+        }
+        // TCP's ports are others.
+        a.send(pod_port(1), &syn);
+        let port = seen(&a.run()[0].1).sport;
+        bind(&a, port);
+        a.send(pod_port(1), &syn);
+        assert_eq!(seen(&a.run()[0].1).sport, port);
+    }
+}
+
+#[test]
 fn what_nobody_answers_gives_way_when_no_port_is_left() {
     for v6 in [false, true] {
         let mut a = bed(1);

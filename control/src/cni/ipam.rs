@@ -1,7 +1,8 @@
 //! Our own IPAM: addresses from the node's pod CIDRs, one of each family for an attachment.
 //!
 //! [`Pools`] decides, [`Ipam`] keeps: one file, read, changed and replaced whole under a lock. A plugin killed at any
-//! point has either given out its addresses or not, and a lock of a dead process is nobody's.
+//! point has either given out its addresses or not, and a lock of a dead process is nobody's. The disk is not waited
+//! for: what a power loss takes from the file are addresses that no pod has after it, because no pod is left.
 //!
 //! Never-used addresses are given out first, then those freed longest ago: what still talks to an address that was
 //! freed lately is not to meet another pod there.
@@ -261,7 +262,7 @@ impl Ipam {
     /// [`Code::Io`].
     pub fn read(&self) -> Result<Pools, Error> {
         let path = self.folder.join(FILE);
-        let content = saved::load::<Content>(&path).map_err(io)?;
+        let content = saved::load_for_boot::<Content>(&path).map_err(io)?;
         match content {
             Some(c) if c.version != VERSION => Err(io(saved::wrong_version(&path, c.version, VERSION))),
             Some(c) => Ok(c.ranges),
@@ -277,7 +278,7 @@ impl Ipam {
         let done = work(&mut pools)?;
         if pools != before {
             let content = Content { version: VERSION, ranges: pools };
-            saved::save(&self.folder.join(FILE), Some(&content)).map_err(io)?;
+            saved::save_for_boot(&self.folder.join(FILE), Some(&content)).map_err(io)?;
         }
         Ok(done)
     }

@@ -60,8 +60,10 @@ pub fn serve() -> bool {
         }
     };
     let mut out = std::io::stdout().lock();
-    // A runtime that has gone reads nothing, and calls DEL.
-    let written = answer.is_none_or(|answer| writeln!(out, "{answer:#}").and_then(|()| out.flush()).is_ok());
+    // In one piece: piece by piece, each line is a system call. A runtime that has gone reads nothing, and calls DEL.
+    let written = answer.is_none_or(|answer| {
+        out.write_all(format!("{answer:#}\n").as_bytes()).and_then(|()| out.flush()).is_ok()
+    });
     ok && written
 }
 

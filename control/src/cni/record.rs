@@ -2,7 +2,8 @@
 //!
 //! A record is written before anything is made and removed when all of it is gone, so whatever a killed plugin leaves
 //! behind is named by one. `deleting` is set first of all by whoever takes it down: from then on the daemon takes no
-//! notice of it.
+//! notice of it. A record is of one boot, and the disk is waited for only where it is to tell GC, after a power loss,
+//! what another IPAM plugin has given out.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -205,7 +206,12 @@ impl Store {
     pub fn write(&self, record: &Record) -> Result<(), StoreError> {
         std::fs::create_dir_all(&self.folder)
             .map_err(|source| StoreError::Folder { path: self.folder.clone(), source })?;
-        Ok(saved::save(&self.path(&record.key), Some(record))?)
+        let path = self.path(&record.key);
+        let saved = match record.ipam {
+            Some(_) => saved::save(&path, Some(record)),
+            None => saved::save_for_boot(&path, Some(record)),
+        };
+        Ok(saved?)
     }
 
     /// Removes the record of an attachment; none is no error.
@@ -274,7 +280,7 @@ pub struct RecordFile {
 }
 
 fn load(path: &Path) -> Result<Option<Record>, StoreError> {
-    match saved::load::<Record>(path)? {
+    match saved::load_for_boot::<Record>(path)? {
         Some(r) if r.version != VERSION => Err(saved::wrong_version(path, r.version, VERSION).into()),
         Some(r) if r.device != r.key.device() => {
             let why = format!("{} is not the device of {}", r.device, r.key);
@@ -364,8 +370,10 @@ mod tests {
         let folder = dir.join("endpoints");
         std::fs::write(folder.join("fpc000000000000.json.new"), "{").unwrap();
         assert_eq!(store.all().unwrap().0.len(), 2);
+        // A power loss left half of one: no pod has survived it.
+        std::fs::write(folder.join("fpc000000000002.json"), "{").unwrap();
         // A file that is wrong costs only itself.
-        std::fs::write(folder.join("fpc000000000000.json"), "{").unwrap();
+        std::fs::write(folder.join("fpc000000000000.json"), "{}").unwrap();
         let mut moved = a.clone();
         moved.device = "eth0".to_owned();
         std::fs::write(folder.join("fpc000000000001.json"), serde_json::to_vec(&moved).unwrap()).unwrap();

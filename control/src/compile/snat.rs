@@ -51,7 +51,8 @@ pub(super) fn compile(settings: &SnatSettings, model: &Model, node: &str, own: &
         }
     }
     let (first_port, last) = settings.ports;
-    Snat { outgoing: settings.outgoing, v4: first(true), v6: first(false), first: first_port, last, inside }
+    let (v4, v6) = (first(true), first(false));
+    Snat { outgoing: settings.outgoing, v4, v6, first: first_port, last, inside, ..Snat::default() }
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub struct Tables {
     counters: Counters,
     services: ServiceTables,
     snat: Arc<Snat>,
+    /// See [`Snat::bound_udp`].
+    bound_udp: Vec<u16>,
 }
 
 impl Tables {
@@ -48,7 +50,23 @@ impl Tables {
             counters: Counters::new(workers),
             services: ServiceTables::new(node),
             snat: Arc::default(),
+            bound_udp: Vec::new(),
         }
+    }
+
+    /// Takes over which UDP ports sockets of the node are bound to, in order. Returns whether there is a new one.
+    ///
+    /// Only then anything changes, and flows are decided again: those with such a port get another. A port that was let go
+    /// is left out until then: the others suffice, and a socket that comes and goes makes no work.
+    pub fn set_bound_udp(&mut self, ports: &[u16]) -> bool {
+        let (first, last) = self.settings.ports;
+        let ports: Vec<u16> = ports.iter().copied().filter(|p| (first..=last).contains(p)).collect();
+        if ports.iter().all(|port| self.bound_udp.binary_search(port).is_ok()) {
+            return false;
+        }
+        self.snat = Arc::new(Snat { bound_udp: ports.clone(), ..(*self.snat).clone() });
+        self.bound_udp = ports;
+        true
     }
 
     /// Fills in the tables of `snapshot`, whose ports and node addresses are there already, and whose generation is
@@ -67,7 +85,8 @@ impl Tables {
             // What changes rules is published under the next generation.
             self.counters.follow(&self.policy.rules, snapshot.generation.wrapping_add(1));
             self.services.update(model, own);
-            let snat = snat::compile(&self.settings, model, &self.node, own);
+            let bound_udp = self.bound_udp.clone();
+            let snat = Snat { bound_udp, ..snat::compile(&self.settings, model, &self.node, own) };
             // What looks the same is the same: snapshots compare it by address.
             if *self.snat != snat {
                 self.snat = Arc::new(snat);

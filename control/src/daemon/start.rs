@@ -62,6 +62,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let listener = tokio::net::UnixListener::from_std(instance.listen()?)?;
     let api = tokio::spawn(crate::api::serve(listener, Arc::new(asker)));
     daemon.learn(Arc::clone(&daemon.source));
+    daemon.look_at_sockets();
     // No snapshot, and no sign of life to programs of an earlier run, before the source is known in full.
     let mut heartbeat = None;
     daemon.sync();
@@ -87,6 +88,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 daemon.start_web();
                 dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty();
                 dirty |= daemon.reload_endpoints();
+                dirty |= daemon.look_at_sockets();
             }
             Ok(()) = updates.changed() => {
                 daemon.learn(updates.borrow_and_update().clone());

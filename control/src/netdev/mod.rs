@@ -14,6 +14,7 @@
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
 //! | [`host`] | [`HostPair`]: the pair into the host's stack, with its routes and rules |
 //! | [`rule`] | routing rules |
+//! | [`bound`] | UDP ports of the node's sockets |
 //! | [`reserved`] | [`ReservedPorts`]: keeps ports from the kernel |
 //! | [`veth`] | a pod's veth: made, its pod's end set up, looked at again |
 //! | [`netns`] | work in another network namespace |
@@ -26,6 +27,7 @@
 use std::io;
 use std::path::PathBuf;
 
+pub mod bound;
 mod decode;
 pub mod ethtool;
 pub mod features;

@@ -177,7 +177,7 @@ fn config_check() {
         let run = lab
             .node("a")
             .ns
-            .command(crate::harness::cli::BINARY)
+            .command(crate::harness::cli::BINARY.as_str())
             .args(["run", "--config", path])
             .output()
             .unwrap();

@@ -140,7 +140,7 @@ fn one_state_folder_one_daemon() {
     let mut second = lab
         .node("a")
         .ns
-        .command(BINARY)
+        .command(BINARY.as_str())
         .args(["run", "--config", &config])
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -279,7 +279,7 @@ fn doctor() {
     let lab = Lab::wire(LabSpec::default());
     let node = lab.node("a");
     let config = node.config().to_str().unwrap();
-    let run = |args: &[&str]| node.ns.command(BINARY).args(args).output().expect("it starts");
+    let run = |args: &[&str]| node.ns.command(BINARY.as_str()).args(args).output().expect("it starts");
     let out = run(&["doctor", "--config", config, "-o", "json"]);
     let findings: Vec<Value> = serde_json::from_slice(&out.stdout).expect("JSON");
     let wrong: Vec<&Value> = findings.iter().filter(|f| f["level"] == "error").collect();

@@ -71,7 +71,8 @@ impl Node for Route {
         if setup.replaces.is_some_and(|at| !cx.flows.remove(at) && cx.flows.pair(at).is_some()) {
             return Next::Drop(DropReason::FlowBusy);
         }
-        let free = Candidates::new(&original, &translated, setup.source, &cx.snap.snat);
+        let snat = &cx.snap.snat;
+        let free = Candidates::new(&original, &translated, setup.source, snat);
         let lately = self.exhausted.lately(&translated, cx.now);
         let searched = match (lately, setup.source) {
             (false, _) => usize::MAX,
@@ -79,7 +80,7 @@ impl Node for Route {
             // Its own port.
             (true, Source::Keep | Source::Gateway) => 1,
         };
-        let last = Candidates::new(&original, &translated, setup.source, &cx.snap.snat).take(LAST_RESORT);
+        let last = Candidates::new(&original, &translated, setup.source, snat).take(LAST_RESORT);
         let free = free.take(searched).map(|key| (key, Claim::Free));
         for (translated, claim) in free.chain(last.map(|key| (key, Claim::HalfOpen))) {
             if claim == Claim::HalfOpen && !lately {

@@ -11,7 +11,8 @@
 //!   own addresses, and from outside to a process of the node behind a service.
 //! - Everything else keeps its source; so does a flow that exists.
 //!
-//! The ports are those of [`Candidates`]; which of them is free is the flow table's to say, when `route` installs.
+//! The ports are those of [`Candidates`]; which of them is free is the flow table's to say, when `route` installs. None is
+//! a UDP port that a socket of the node is bound to, and a flow whose port is by now is begun anew with another.
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, Source};
@@ -37,10 +38,12 @@ impl Node for Snat {
         let (original, translated) = (setup.original, setup.translated);
         let snat = &cx.snap.snat;
         if let Some(at) = setup.stale {
-            if original.src == translated.src || is_own(translated.src, snat) {
+            let lost = is_of_node(translated, snat) && snat.is_bound(translated.proto, translated.sport);
+            let kept = (original.src, original.sport) == (translated.src, translated.sport);
+            if kept || !lost && (original.src == translated.src || is_own(translated.src, snat)) {
                 return Next::Route;
             }
-            // The node has another address now: no answer comes back to the old one.
+            // The node has another address now, or a socket at that port: no answer comes back.
             let _ = cx.flows.remove(at);
             return Next::Drop(DropReason::NatNoFlow);
         }
@@ -139,6 +142,11 @@ fn is_own(addr: Ip, snat: &Settings) -> bool {
     is_gateway(addr) || snat.address(addr.is_v4()) == Some(addr)
 }
 
+/// Whether answers to a flow's source come to the node itself, where a socket may be bound.
+fn is_of_node(translated: FlowKey, snat: &Settings) -> bool {
+    snat.address(translated.src.is_v4()) == Some(translated.src)
+}
+
 /// What a flow may look like after translation, best first. Ends when all of the port range was seen, or
 /// [`TRIES`] of it.
 ///
@@ -146,9 +154,9 @@ fn is_own(addr: Ip, snat: &Settings) -> bool {
 /// preferred port, whatever its destination (endpoint-independent mapping, RFC 4787 4.1), and others where
 /// another source has that port towards the same destination.
 #[derive(Debug)]
-pub(super) struct Candidates {
+pub(super) struct Candidates<'a> {
+    snat: &'a Settings,
     translated: FlowKey,
-    first: u16,
     size: u32,
     start: u32,
     step: u32,
@@ -156,41 +164,46 @@ pub(super) struct Candidates {
     at: Option<u32>,
 }
 
-impl Candidates {
-    pub(super) fn new(original: &FlowKey, translated: &FlowKey, source: Source, snat: &Settings) -> Self {
+impl<'a> Candidates<'a> {
+    pub(super) fn new(original: &FlowKey, translated: &FlowKey, source: Source, snat: &'a Settings) -> Self {
         let size = u32::from(snat.last.saturating_sub(snat.first)) + 1;
         let inside = FlowKey { dst: original.src, dport: 0, ..*original };
         let hash = inside.hash(CHOICE);
         let part = |h: u64| u32::try_from(h & 0xffff_ffff).unwrap_or(0);
         Self {
+            snat,
             translated: *translated,
-            first: snat.first,
             size,
             start: part(hash) % size,
             step: coprime(part(hash >> 32), size),
             at: (source == Source::Node).then_some(0),
         }
     }
+
+    /// The port at a place of the order.
+    fn port(&self, n: u32) -> u16 {
+        let offset = (u64::from(self.start) + u64::from(n) * u64::from(self.step)) % u64::from(self.size);
+        self.snat.first.saturating_add(u16::try_from(offset).unwrap_or(0))
+    }
 }
 
-impl Iterator for Candidates {
+impl Iterator for Candidates<'_> {
     type Item = FlowKey;
 
     fn next(&mut self) -> Option<FlowKey> {
-        let Some(n) = self.at else {
+        let Some(from) = self.at else {
             self.at = Some(0);
             return Some(self.translated);
         };
-        if n >= self.size.min(TRIES) {
-            return None;
-        }
+        let (translated, snat) = (self.translated, self.snat);
+        let (n, port) = (from..self.size.min(TRIES))
+            .map(|n| (n, self.port(n)))
+            .find(|(_, port)| !snat.is_bound(translated.proto, *port))?;
         self.at = Some(n + 1);
-        let offset = (u64::from(self.start) + u64::from(n) * u64::from(self.step)) % u64::from(self.size);
-        let port = self.first.saturating_add(u16::try_from(offset).unwrap_or(0));
         let icmp = matches!(self.translated.proto, proto::ICMP | proto::ICMPV6);
         // An identifier stands in both ports.
-        let dport = if icmp { port } else { self.translated.dport };
-        Some(FlowKey { sport: port, dport, ..self.translated })
+        let dport = if icmp { port } else { translated.dport };
+        Some(FlowKey { sport: port, dport, ..translated })
     }
 }
 
@@ -227,6 +240,25 @@ mod tests {
             let set: BTreeSet<u16> = all.iter().copied().collect();
             prop_assert_eq!(set.len(), all.len());
             prop_assert_eq!(set, (snat.first..=snat.last).collect::<BTreeSet<_>>());
+        }
+
+        /// What sockets of the node are bound to is left out for UDP, in the same order otherwise, and for nothing else.
+        #[test]
+        fn bound_ports_are_left_out(
+            bound in proptest::collection::btree_set(40_000u16..40_300, 0..300), sport: u16, tcp: bool, keep: bool,
+        ) {
+            let none = Settings { last: 40_299, ..Settings::default() };
+            let some = Settings { bound_udp: bound.iter().copied().collect(), ..none.clone() };
+            let source = if keep { Source::Keep } else { Source::Node };
+            let key = FlowKey { proto: if tcp { proto::TCP } else { proto::UDP }, ..key(sport) };
+            let all = |snat: &Settings| -> Vec<u16> {
+                Candidates::new(&key, &key, source, snat).map(|k| k.sport).collect()
+            };
+            // A kept port is the sender's own business: it may be the very socket.
+            let own = usize::from(keep);
+            let left = |(i, port): &(usize, u16)| tcp || *i < own || !bound.contains(port);
+            let want: Vec<u16> = all(&none).into_iter().enumerate().filter(left).map(|(_, port)| port).collect();
+            prop_assert_eq!(all(&some), want);
         }
 
         /// The preferred port does not depend on the destination.

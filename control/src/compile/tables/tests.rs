@@ -133,3 +133,32 @@ fn nothing_changed_gives_an_equal_snapshot_of_the_same_parts() {
     other.policies.clear();
     assert_ne!(first, made(&Arc::new(other)));
 }
+
+#[test]
+fn bound_ports_change_nothing_but_when_there_is_a_new_one() {
+    let model = load_dir(&Folder::new(CLUSTER).0).unwrap().model;
+    let mut tables = Tables::new("a", 1, settings());
+    let ports = ports();
+    let fill = |tables: &mut Tables, own: &[&str]| {
+        let mut snapshot = snapshot(&ports, own);
+        tables.fill(&model, &ports, &mut snapshot);
+        snapshot.snat
+    };
+    assert!(!tables.set_bound_udp(&[53, 51_820]), "none of the range");
+    let before = fill(&mut tables, &["192.0.2.1"]);
+    assert!(tables.set_bound_udp(&[53, 41_000, 50_000]));
+    let bound = fill(&mut tables, &["192.0.2.1"]);
+    assert_eq!(*bound, Snat { bound_udp: vec![41_000, 50_000], ..(*before).clone() });
+    for fewer in [&[41_000, 50_000][..], &[50_000], &[]] {
+        assert!(!tables.set_bound_udp(fewer), "{fewer:?}");
+        assert!(Arc::ptr_eq(&bound, &fill(&mut tables, &["192.0.2.1"])));
+    }
+    // Also when all is compiled anew.
+    assert_eq!(fill(&mut tables, &["192.0.2.1", "172.17.0.1"]).bound_udp, [41_000, 50_000]);
+    assert!(tables.set_bound_udp(&[40_000, 50_000]));
+    assert_eq!(
+        fill(&mut tables, &["192.0.2.1"]).bound_udp,
+        [40_000, 50_000],
+        "what was let go is free again"
+    );
+}

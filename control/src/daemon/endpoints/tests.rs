@@ -180,7 +180,7 @@ fn the_folder_is_followed() {
     store.remove(&b.key).unwrap();
     assert!(endpoints.reload());
     assert!(endpoints.get(&a.key).is_none() && endpoints.get(&b.key).is_none());
-    std::fs::write(dir.0.join("endpoints/fpc000000000000.json"), "{").unwrap();
+    std::fs::write(dir.0.join("endpoints/fpc000000000000.json"), "{}").unwrap();
     assert!(endpoints.reload());
     assert_eq!(endpoints.problems().len(), 1);
 }

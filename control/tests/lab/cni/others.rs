@@ -27,7 +27,7 @@ fn cnitool_and_the_shipped_conflist() {
     let (conf, bin) = (lab.root().join("net.d"), lab.root().join("bin"));
     std::fs::create_dir_all(&conf).unwrap();
     std::fs::create_dir_all(&bin).unwrap();
-    std::os::unix::fs::symlink(BINARY, bin.join("fastpath-cni")).unwrap();
+    std::os::unix::fs::symlink(&*BINARY, bin.join("fastpath-cni")).unwrap();
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/cni/10-fastpath.conflist");
     let text = std::fs::read_to_string(shipped).unwrap();
     let mut list: serde_json::Value = serde_json::from_str(&text).unwrap();

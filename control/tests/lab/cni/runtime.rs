@@ -11,7 +11,7 @@ use fastpath_control::cni::ipam::Ipam;
 use fastpath_control::cni::record::{Store, is_our_device};
 use serde_json::{Value, json};
 
-use crate::harness::cli::BINARY;
+use crate::harness::cli::{BINARY, Cli};
 use crate::harness::lab::Lab;
 use crate::harness::manifest::node_name;
 use crate::harness::node::Node;
@@ -138,7 +138,7 @@ impl Runtime {
     /// The plugin, about to be called for a sandbox.
     pub(crate) fn command(&self, verb: &str, sandbox: Option<&Sandbox>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.netns.display())).args(["--", BINARY, "cni"]);
+        command.arg(format!("--net={}", self.netns.display())).args(["--", BINARY.as_str(), "cni"]);
         command.env("CNI_COMMAND", verb).env("CNI_PATH", "/opt/cni/bin:/usr/lib/cni");
         if let Some(sandbox) = sandbox {
             let uid = sandbox.uid.as_ref().map(|u| format!(";K8S_POD_UID={u}")).unwrap_or_default();

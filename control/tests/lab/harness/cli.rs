@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
-/// The binary under test.
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_fastpath");
+/// The binary under test. `FASTPATH_LAB_BINARY` names another, to compare builds by the same test.
+pub(crate) static BINARY: LazyLock<String> = LazyLock::new(|| {
+    std::env::var("FASTPATH_LAB_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_fastpath").to_owned())
+});
 
 /// Topics of `fastpath show`.
 pub(crate) const TOPICS: [&str; 10] = [
@@ -42,7 +45,7 @@ pub(crate) struct Outcome {
 
 /// Runs the binary without a daemon.
 pub(crate) fn fastpath(args: &[&str]) -> Outcome {
-    let out = Command::new(BINARY).args(args).stdin(Stdio::null()).output().expect("the binary starts");
+    let out = Command::new(&*BINARY).args(args).stdin(Stdio::null()).output().expect("the binary starts");
     Outcome {
         code: out.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&out.stdout).into_owned(),

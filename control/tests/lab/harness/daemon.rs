@@ -73,7 +73,7 @@ impl Daemon {
             command.args(["--bounding-set", &format!("-all{bounded}")]);
         }
         let child = command
-            .args([BINARY, "run", "--config"])
+            .args([&**BINARY, "run", "--config"])
             .arg(config)
             .stdin(Stdio::null())
             .stdout(out)

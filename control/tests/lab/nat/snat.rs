@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::SockProtocol;
@@ -215,6 +215,50 @@ fn the_nodes_own_sockets_do_not_collide() {
         }
         tcp::transfer(&lab.node("a").ns, &lab.outside, to.ip(), 500_000, 500_000).unwrap();
         tcp::transfer(&lab.outside, &lab.node("a").ns, lab.node("a").ip(family), 500_000, 500_000).unwrap();
+    }
+}
+
+/// A socket of the node may ask for a port of the range by number (WireGuard's 51820): whose answers came there before
+/// gets another port, nobody gets it anew, and what is sent to the socket arrives.
+#[test]
+fn a_socket_of_the_node_keeps_its_port() {
+    let mut lab = lab("");
+    let _servers = [9000, 9001].map(|port| Server::start(&lab.outside, "outside", port).unwrap());
+    for (family, sport) in Family::BOTH.into_iter().zip([7001, 7002]) {
+        let any = if family == Family::V4 { "0.0.0.0" } else { "::" };
+        let to = |port| SocketAddr::new(outside(family), port);
+        let ask_at = |lab: &Lab, port| Asker::open_at(&lab.pod("a1").ns, sport, to(port)).unwrap();
+        // Neighbours are resolved, and the only question that is sent is not lost to that.
+        assert!(icmp::reachable(&lab.pod("a1").ns, outside(family)));
+        // One port, whatever the destination.
+        let port = ask_at(&lab, 9001).ask(PATIENCE).unwrap().client.port();
+        let asker = ask_at(&lab, 9000);
+        assert_eq!(asker.ask(PATIENCE).unwrap().client.port(), port);
+        let node = lab.node("a");
+        let socket = node.ns.run(|| UdpSocket::bind((any, port))).unwrap();
+        let other = eventually("the flow has another port", Duration::from_secs(30), || {
+            asker.ask(SILENCE).ok().map(|a| a.client.port()).filter(|now| *now != port)
+        });
+        assert!(RANGE.contains(&other));
+        drop(asker);
+        let hear = |lab: &Lab| {
+            let sender = lab.outside.run(|| UdpSocket::bind((any, 0))).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            sender.send_to(b"handshake", (lab.node("a").ip(family), port)).unwrap();
+            let mut buffer = [0; 256];
+            // The pod's answers that came here before are still in it.
+            while socket.recv(&mut buffer).expect("what is sent to the socket") != b"handshake".len() {}
+        };
+        hear(&lab);
+        // A daemon that starts beside the socket knows from the first flow on.
+        assert!(lab.node_mut("a").daemon().stop().success());
+        lab.node_mut("a").start_daemon();
+        lab.wait_pods(0);
+        assert!(icmp::reachable(&lab.pod("a1").ns, outside(family)));
+        for server in [9000, 9001] {
+            assert_ne!(ask_at(&lab, server).ask(PATIENCE).unwrap().client.port(), port);
+        }
+        hear(&lab);
     }
 }
 

@@ -147,7 +147,12 @@ pub(crate) struct Asker(UdpSocket);
 impl Asker {
     /// Opens one inside `ns`.
     pub(crate) fn open(ns: &NetNs, to: SocketAddr) -> io::Result<Self> {
-        let socket = ns.run(|| UdpSocket::bind((unspecified(to.ip()), fresh_port())))?;
+        Self::open_at(ns, fresh_port(), to)
+    }
+
+    /// Opens one at a port of its own.
+    pub(crate) fn open_at(ns: &NetNs, port: u16, to: SocketAddr) -> io::Result<Self> {
+        let socket = ns.run(|| UdpSocket::bind((unspecified(to.ip()), port)))?;
         socket.connect(to)?;
         Ok(Asker(socket))
     }
