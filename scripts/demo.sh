@@ -102,7 +102,7 @@ take_down() {
 
 leftovers() {
     ls -d "$STATE" /run/netns/"$PREFIX"-* 2>/dev/null || true
-    ps -eo pid=,args= | awk -v b="$BINARY" '$2 == b' || true
+    ps -eo pid=,args= | awk -v b="$BINARY" -v s="$STATE/" '$2 == b || (index($0, s) && $2 != "awk")' || true
 }
 
 if [ "$action" = down ]; then

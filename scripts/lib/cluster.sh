@@ -86,7 +86,8 @@ stop_apiserver() {
 
 both_connected() {
     within 60 status_line a 'kubernetes, connected.*' >/dev/null
-    within 60 status_line b 'kubernetes, connected.*'
+    within 60 status_line b 'kubernetes, connected.*' >/dev/null
+    status_line a 'kubernetes, connected.*'
 }
 
 apiserver_is_back() {
@@ -222,7 +223,7 @@ slices_made() {
     local count
     count=$(kubectl -n demo get endpointslices -l kubernetes.io/service-name=api \
         -o jsonpath='{range .items[*]}{.addressType} {.endpoints[*].addresses[0]} {"\n"}{end}')
-    echo "${count//$'\n'/, }"
+    sort <<<"$count" | awk '{ printf "%s%s %s %s", s, $1, $2, $3; s = ", " } END { print "" }'
     [ "$(wc -w <<<"$count")" = 6 ]
 }
 
@@ -237,6 +238,7 @@ POLICY_PLACE='policy demo/db-from-web'
 delete_pods() {
     local pod left
     for pod in "$@"; do
+        end_inside "$PREFIX-$pod"
         cni DEL "$pod"
         ip netns del "$PREFIX-$pod"
     done
@@ -246,9 +248,10 @@ delete_pods() {
         for node in a b; do
             ip -n "$PREFIX-node-$node" -br link show type veth | grep -vE '^(up-|fp-host)' || true
             find "$STATE/$node/data/endpoints" -type f -name '*.json'
+            grep -F '"container' "$STATE/$node/data/ipam.json" || true
         done
     )
-    [ -z "$left" ] && echo "no veth, no record, no endpoint" && return
+    [ -z "$left" ] && echo "no veth, no address, no record, no endpoint" && return
     echo "left: $left"
     return 1
 }
