@@ -59,7 +59,7 @@ if [ "$(id -u)" != 0 ]; then
     [ -z "$keep" ] || arguments+=(--keep)
     [ "$action" = up ] || arguments+=(--down)
     [ -z "$kubernetes" ] || arguments+=(--kubernetes)
-    as_root env "PATH=$PATH" ${KUBEBUILDER_ASSETS:+"KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS"} \
+    as_root env ${KUBEBUILDER_ASSETS:+"KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS"} \
         "$PWD/scripts/demo.sh" "${arguments[@]}"
     exit
 fi
@@ -70,10 +70,11 @@ fi
 end_process() {
     local pid
     pid=$(cat "$1")
-    [ -e "/proc/$pid" ] && grep -qa "$2" "/proc/$pid/cmdline" || return 0
+    [ -e "/proc/$pid/exe" ] && grep -qa "$2" "/proc/$pid/cmdline" || return 0
     kill -s "${3:-TERM}" "$pid"
     for _ in $(seq 100); do
-        [ -e "/proc/$pid" ] || return 0
+        # What has ended and only waits for its parent has no program any more.
+        [ -e "/proc/$pid/exe" ] || return 0
         sleep 0.1
     done
     kill -9 "$pid" || true
@@ -102,7 +103,7 @@ take_down() {
 
 leftovers() {
     ls -d "$STATE" /run/netns/"$PREFIX"-* 2>/dev/null || true
-    ps -eo pid=,args= | awk -v b="$BINARY" -v s="$STATE/" '$2 == b || (index($0, s) && $2 != "awk")' || true
+    ps -eo pid=,args= | awk -v b="$BINARY" -v s="$STATE/" '$2 == b || ($2 ~ /etcd$|kube-[a-z-]+$/ && index($0, s))' || true
 }
 
 if [ "$action" = down ]; then
@@ -431,7 +432,7 @@ check "a2 → b3: an iperf3 stream runs" start_stream
 check "the policy is added: the stream is cut" is_cut
 check "a2 → b3: nothing new either" is_refused a2 "$(pod4 b3)"
 check "a1 → b3: allowed" pings a1 "$(pod4 b3)"
-check "explain says which line decides" explained
+check "explain names it" explained
 check "show drops names the policy" drop_names_policy
 check "the policy is taken away: the stream goes on" goes_on
 

@@ -75,7 +75,13 @@ start_apiserver() {
         --token-auth-file="$CLUSTER/tokens.csv" --authorization-mode=Node,RBAC --allow-privileged=true \
         --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$CLUSTER/sa.pub" \
         --service-account-signing-key-file="$CLUSTER/sa.key" --service-cluster-ip-range="$SERVICE_NETWORKS"
-    within 120 kubectl get --raw /readyz
+    until kubectl get --raw /readyz >/dev/null 2>&1; do
+        [ -e "/proc/$(cat "$STATE/kube-apiserver.killed")/exe" ] || {
+            tail -n3 "$CLUSTER/etcd.log" "$CLUSTER/kube-apiserver.log"
+            return 1
+        }
+        sleep 0.2
+    done
 }
 
 stop_apiserver() {
@@ -91,7 +97,7 @@ both_connected() {
 }
 
 apiserver_is_back() {
-    start_apiserver >/dev/null
+    start_apiserver
     both_connected
 }
 
@@ -110,7 +116,7 @@ control_plane() {
     echo "$token,admin,admin,system:masters" >"$CLUSTER/tokens.csv"
     write_kubeconfig admin "$token"
     start_etcd
-    start_apiserver >/dev/null
+    start_apiserver
     start_controllers
     echo "Kubernetes $(kubectl version -o json | sed -nE 's/.*"gitVersion": "([^"]*)".*/\1/p' | tail -n1) at $API"
 }
@@ -122,13 +128,13 @@ install_account() {
     echo "system:serviceaccount:fastpath-system:fastpath"
 }
 
-# Nodes, namespaces and services; EndpointSlices are the controller's, Pods come with their namespaces' account.
+# Nodes, namespaces and services; EndpointSlices are the controller's. Pods are let in when their namespace has its account.
 register() {
     local file
     for file in nodes namespaces services; do
         kubectl apply -f "configs/demo/manifests/$file.yaml"
     done
-    soon kubectl -n demo get serviceaccount default
+    within 60 kubectl -n demo get serviceaccount default >/dev/null
     kubectl get nodes -o jsonpath='{range .items[*]}{.metadata.name} {.spec.podCIDRs} {end}'
 }
 
