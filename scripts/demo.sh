@@ -2,9 +2,11 @@
 # Two nodes, seven pods, one daemon per node, on this machine: pods talk, to each other, to a service, to the outside,
 # a policy cuts them off, and every step is checked.
 #
-#   scripts/demo.sh          install what is missing, build, show, remove everything again
-#   scripts/demo.sh --keep   leave it up and print commands to try
-#   scripts/demo.sh --down   remove what --keep left, and end what runs inside it
+#   scripts/demo.sh                install what is missing, build, show, remove everything again
+#   scripts/demo.sh --kubernetes   the same with a real API server, and pods made by the CNI plugin; the first time
+#                                  it builds the API server from Go modules (some ten minutes)
+#   scripts/demo.sh --keep         leave it up and print commands to try
+#   scripts/demo.sh --down         remove what --keep left, and end what runs inside it
 #
 # Nodes and pods are network namespaces (fpdemo-*); nothing outside of them is touched. Exits with 1
 # when any check fails. Root is needed for namespaces and XDP: as a normal user it builds as you and asks
@@ -22,15 +24,26 @@ BINARY=$PWD/target/release/fastpath
 keep=
 action=up
 built=
+kubernetes=
 for argument in "$@"; do
     case "$argument" in
         --keep) keep=yes ;;
         --down) action=down ;;
         --built) built=yes ;;
-        -h | --help) sed -n '2,11s/^# \{0,1\}//p' scripts/demo.sh && exit 0 ;;
-        *) die "unknown argument: $argument (allowed: --keep, --down, --help)" ;;
+        --kubernetes) kubernetes=yes ;;
+        -h | --help) sed -n '2,13s/^# \{0,1\}//p' scripts/demo.sh && exit 0 ;;
+        *) die "unknown argument: $argument (allowed: --kubernetes, --keep, --down, --help)" ;;
     esac
 done
+
+# The same functions twice: objects from a folder and pods by hand, or both as in a cluster.
+if [ -n "$kubernetes" ]; then
+    # shellcheck source=scripts/lib/cluster.sh
+    . scripts/lib/cluster.sh
+else
+    # shellcheck source=scripts/lib/folder.sh
+    . scripts/lib/folder.sh
+fi
 
 # --- before root --------------------------------------------------------------------------------
 
@@ -38,26 +51,30 @@ if [ "$action" = up ] && [ -z "$built" ]; then
     title "Setting up and building"
     setup
     cargo build --release --quiet -p fastpath-control
+    prepare_source
     good "built" "$("$BINARY" version | head -n1)"
 fi
 if [ "$(id -u)" != 0 ]; then
     arguments=(--built)
     [ -z "$keep" ] || arguments+=(--keep)
     [ "$action" = up ] || arguments+=(--down)
-    as_root "$PWD/scripts/demo.sh" "${arguments[@]}"
+    [ -z "$kubernetes" ] || arguments+=(--kubernetes)
+    as_root env ${KUBEBUILDER_ASSETS:+"KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS"} \
+        "$PWD/scripts/demo.sh" "${arguments[@]}"
     exit
 fi
 
 # --- taking down --------------------------------------------------------------------------------
 
-# Ends the process whose id is in a file, if it still is what it was.
+# end_process FILE WORD [SIGNAL]: ends the process whose id is in a file, if it still is what it was.
 end_process() {
     local pid
     pid=$(cat "$1")
-    [ -e "/proc/$pid" ] && grep -qa "$2" "/proc/$pid/cmdline" || return 0
-    kill "$pid"
+    [ -e "/proc/$pid/exe" ] && grep -qa "$2" "/proc/$pid/cmdline" || return 0
+    kill -s "${3:-TERM}" "$pid"
     for _ in $(seq 100); do
-        [ -e "/proc/$pid" ] || return 0
+        # What has ended and only waits for its parent has no program any more.
+        [ -e "/proc/$pid/exe" ] || return 0
         sleep 0.1
     done
     kill -9 "$pid" || true
@@ -68,6 +85,9 @@ take_down() {
     for file in "$STATE"/*.pid; do
         [ -e "$file" ] || continue
         end_process "$file" "$(basename "$file" .pid | sed 's/-.*//')"
+    done
+    for file in "$STATE"/*.killed; do
+        [ ! -e "$file" ] || end_process "$file" "$(basename "$file" .killed)" KILL
     done
     # Whatever this run has in the background and inside a namespace: it would keep the namespace alive.
     jobs -p | xargs -r kill 2>/dev/null || true
@@ -83,7 +103,7 @@ take_down() {
 
 leftovers() {
     ls -d "$STATE" /run/netns/"$PREFIX"-* 2>/dev/null || true
-    ps -eo pid=,args= | awk -v b="$BINARY" '$2 == b' || true
+    ps -eo pid=,args= | awk -v b="$BINARY" -v s="$STATE/" '$2 == b || ($2 ~ /etcd$|kube-[a-z-]+$/ && index($0, s))' || true
 }
 
 if [ "$action" = down ]; then
@@ -96,9 +116,17 @@ fi
 
 # check TEXT COMMAND…: one line; the last line of the command's output is what was seen.
 check() {
-    local text=$1 output
+    local text=$1 output code
     shift
-    if output=$("$@" 2>&1); then
+    # Not as a condition: bash would go on after a failure inside the command.
+    set +e
+    output=$(
+        set -e
+        "$@" 2>&1
+    )
+    code=$?
+    set -e
+    if [ "$code" = 0 ]; then
         good "$text" "$(tail -n1 <<<"$output")"
     else
         bad "$text" "$(tail -n3 <<<"$output" | tr '\n' ' ')"
@@ -111,15 +139,24 @@ fp() {
     "$BINARY" --state-dir "$STATE/$node" "$@"
 }
 
-# Waits up to ten seconds for a command to succeed.
-soon() {
-    local end=$((SECONDS + 10))
+# within SECONDS COMMAND…: waits that long for a command to succeed.
+within() {
+    local end=$((SECONDS + $1))
+    shift
     while [ "$SECONDS" -lt "$end" ]; do
         "$@" >/dev/null 2>&1 && return
         sleep 0.1
     done
     "$@"
 }
+
+soon() { within 10 "$@"; }
+
+# As `soon`, and shows what the command says.
+seen() { soon "$@" >/dev/null && "$@"; }
+
+# status_line NODE PATTERN: what of `status` matches, whether the daemon is well or not.
+status_line() { { fp "$1" status 2>&1 || true; } | grep -oE "$2"; }
 
 # `status` ends with 1 while anything is degraded; readiness alone is asked here.
 is_ready() {
@@ -172,8 +209,8 @@ throughput() {
 }
 
 add_pod_live() {
-    make_pod a4 a
-    cp configs/demo/live/a4.yaml "$STATE/manifests/"
+    publish live/a4.yaml
+    new_pods a4 || return
     soon in_ns b1 ping -c1 -W1 "$(pod4 a4)"
 }
 
@@ -189,8 +226,8 @@ add_pod_under_traffic() {
 
 # serve PLACE PORT COMMAND: runs the command for each connection, IPv4 and IPv6, until the demo ends.
 serve() {
-    in_ns "$1" socat "TCP4-LISTEN:$2,reuseaddr,fork" "SYSTEM:$3" &
-    in_ns "$1" socat "TCP6-LISTEN:$2,ipv6only=1,reuseaddr,fork" "SYSTEM:$3" &
+    in_ns "$1" socat "TCP4-LISTEN:$2,reuseaddr,fork" "SYSTEM:$3" >/dev/null 2>&1 &
+    in_ns "$1" socat "TCP6-LISTEN:$2,ipv6only=1,reuseaddr,fork" "SYSTEM:$3" >/dev/null 2>&1 &
 }
 
 # ask PLACE ADDRESS PORT: what a server answers.
@@ -234,7 +271,7 @@ rate_is_zero() { [ "$(rates | tail -n1)" = 0.00 ]; }
 rate_is_not_zero() { ! rate_is_zero; }
 
 is_cut() {
-    cp configs/demo/live/policy.yaml "$STATE/manifests/"
+    publish live/policy.yaml
     soon rate_is_zero
     echo "0 Mbit/s"
 }
@@ -250,14 +287,14 @@ is_refused() {
 explained() {
     local answer
     answer=$(fp b explain --from demo/a2 --to demo/b3 --proto tcp --dport 5201) || true
-    grep -E 'db-from-web' <<<"$answer" | grep -oE '[^( ]*policy.yaml:[0-9]+' | head -n1
+    grep -E 'db-from-web' <<<"$answer" | grep -oE "$POLICY_PLACE" | head -n1
     grep -q 'isolated' <<<"$answer"
 }
 
 drop_names_policy() { fp b show drops | grep -F 'db-from-web'; }
 
 goes_on() {
-    rm "$STATE/manifests/policy.yaml"
+    withdraw live/policy.yaml
     soon rate_is_not_zero
     rates | tail -n1 | sed 's/$/ Mbit\/s/'
     kill "$(cat "$STATE/iperf3-stream.pid")" 2>/dev/null || true
@@ -280,6 +317,14 @@ spoof() {
     [ "$after" -ge $((before + 3)) ]
 }
 
+mistake_is_told() {
+    publish wrong/mistake.yaml >/dev/null
+    seen mistake_told || return
+    withdraw wrong/mistake.yaml >/dev/null 2>&1
+}
+
+metric() { in_ns node-a curl -sSf -m5 http://127.0.0.1:9990/metrics | grep -F "$1"; }
+
 # --- the demo -----------------------------------------------------------------------------------
 
 end() {
@@ -300,20 +345,25 @@ if ! mountpoint -q /sys/fs/bpf; then
     touch "$STATE/mounted-bpffs"
 fi
 
-title "Two nodes, three pods each, a daemon per node"
+if [ -n "$kubernetes" ]; then
+    title "A control plane, and two nodes with a daemon each"
+else
+    title "Two nodes, three pods each, a daemon per node"
+fi
 make_nodes
-for pod in 1 2 3; do
-    make_pod "a$pod" a
-    make_pod "b$pod" b
-done
-cp -r configs/demo/manifests "$STATE/manifests"
-cp configs/demo/node-a.toml configs/demo/node-b.toml "$STATE/"
 good "namespaces and veths made" "node-a: 192.168.77.1 fd77::1, node-b: 192.168.77.2 fd77::2"
-check "node-a: daemon ready, XDP attached" start_daemon a
-check "node-b: daemon ready, XDP attached" start_daemon b
+start_source
+[ -n "$kubernetes" ] || new_pods a1 a2 a3 b1 b2 b3
+for node in a b; do
+    [ "$failed" != 0 ] || check "node-$node: daemon ready, XDP attached" start_daemon "$node"
+done
+if [ -n "$kubernetes" ] && [ "$failed" = 0 ]; then
+    check "both daemons follow the API" both_connected
+    check "six pods by kubectl and CNI ADD" first_pods a1 a2 a3 b1 b2 b3
+fi
 if [ "$failed" != 0 ]; then
-    tail -n 20 "$STATE"/?.log
-    printf '\nWithout daemons there is nothing to show.\n'
+    tail -n 20 "$STATE"/?.log 2>/dev/null || true
+    printf '\nWithout nodes and pods there is nothing to show.\n'
     exit 1
 fi
 
@@ -333,18 +383,44 @@ check "a4 added, and a1 → b1 loses no packet meanwhile" add_pod_under_traffic
 check "b1 → a4, IPv4" pings b1 "$(pod4 a4)"
 check "a4 → b2, IPv6" pings a4 "$(pod6 b2)"
 
-title "Throughput (iperf3, TCP, 3 s)"
-check "a1 → a2, one node" throughput a1 a2 "$(pod4 a2)"
-check "a1 → b1, VXLAN, IPv4" throughput a1 b1 "$(pod4 b1)"
-check "a1 → b1, VXLAN, IPv6" throughput a1 b1 "$(pod6 b1)"
-check "b2 → a2, VXLAN, 4 streams" throughput b2 a2 "$(pod4 a2)" -P4
+title "The node's own processes to pods: a kubelet's probes"
+check "node-a → a1, IPv4" pings node-a "$(pod4 a1)"
+check "node-a → a1, IPv6" pings node-a "$(pod6 a1)"
+check "node-a → b1, on the other node" pings node-a "$(pod4 b1)"
+check "b2 → node-a" pings b2 192.168.77.1
+
+if [ -z "$kubernetes" ]; then
+    title "Throughput (iperf3, TCP, 3 s)"
+    check "a1 → a2, one node" throughput a1 a2 "$(pod4 a2)"
+    check "a1 → b1, VXLAN, IPv4" throughput a1 b1 "$(pod4 b1)"
+    check "a1 → b1, VXLAN, IPv6" throughput a1 b1 "$(pod6 b1)"
+    check "b2 → a2, VXLAN, 4 streams" throughput b2 a2 "$(pod4 a2)" -P4
+fi
 
 title "A service: api, with a2 and b2 behind it"
 for pod in a2 b2; do serve "$pod" 8080 "echo $pod"; done
+[ -z "$kubernetes" ] || check "EndpointSlices are the controller's" seen slices_made
+check "a probe of node-a: TCP to a2" seen ask node-a "$(pod4 a2)" 8080
 check "a1 → ClusterIP 10.96.0.10:80" shares a1 10.96.0.10 80
 check "a1 → ClusterIP [fd00:96::10]:80" shares a1 fd00:96::10 80
 check "outside → NodePort 192.168.77.1:30080" shares outside 192.168.77.1 30080
 check "outside → NodePort [fd77::2]:30080" shares outside fd77::2 30080
+check "node-a → ClusterIP 10.96.0.10:80" shares node-a 10.96.0.10 80
+check "outside → hostPort 192.168.77.2:8088, which is b2" seen ask outside 192.168.77.2 8088
+
+if [ -n "$kubernetes" ]; then
+    title "The API itself is a service: kubernetes, behind it the control plane"
+    kubectl -n demo create token default >"$CLUSTER/pod-token"
+    check "a1 → https://10.96.0.1" asks_api a1 10.96.0.1
+    check "node-b → https://10.96.0.1" asks_api node-b 10.96.0.1
+
+    title "The API server is killed"
+    check "status says so" stop_apiserver
+    check "a1 → b1, IPv4" pings a1 "$(pod4 b1)"
+    check "a1 → b1, IPv6" pings a1 "$(pod6 b1)"
+    check "a1 → ClusterIP 10.96.0.10:80" shares a1 10.96.0.10 80
+    check "started again: both daemons are connected" apiserver_is_back
+fi
 
 title "To the outside, by the node's address"
 serve outside 8080 "echo \$SOCAT_PEERADDR"
@@ -356,12 +432,21 @@ check "a2 → b3: an iperf3 stream runs" start_stream
 check "the policy is added: the stream is cut" is_cut
 check "a2 → b3: nothing new either" is_refused a2 "$(pod4 b3)"
 check "a1 → b3: allowed" pings a1 "$(pod4 b3)"
-check "explain says which line decides" explained
+check "explain names it" explained
 check "show drops names the policy" drop_names_policy
 check "the policy is taken away: the stream goes on" goes_on
 
 title "What is not allowed is dropped by name"
 check "a1 sends from an address that is not its own" spoof
+
+title "What cannot be honoured is told"
+check "a pod with no MAC address where one should be" mistake_is_told
+
+title "Health and metrics, node-a"
+check "/readyz" in_ns node-a curl -sSf -m5 http://127.0.0.1:9990/readyz
+check "/metrics" metric 'fastpath_drops_total{reason="source_not_own"}'
+title "fastpath doctor, node-a"
+in_ns node-a "$BINARY" doctor --config "$STATE/node-a.toml" || true
 
 title "fastpath show runtime, node-a"
 fp a show runtime
@@ -369,6 +454,11 @@ title "fastpath show drops, node-a"
 fp a show drops
 title "fastpath show services, node-a"
 fp a show services
+
+if [ -n "$kubernetes" ] && [ -z "$keep" ]; then
+    title "Pods deleted"
+    check "CNI DEL of all seven" delete_pods a1 a2 a3 a4 b1 b2 b3
+fi
 
 if [ -n "$keep" ]; then
     title "It stays up. Try (as root):"
@@ -379,9 +469,9 @@ nsenter --net=$(netns a1) ping $(pod4 b1)
 nsenter --net=$(netns a1) traceroute -n $(pod6 b1)
 nsenter --net=$(netns b1) iperf3 -s &  nsenter --net=$(netns a1) iperf3 -c $(pod4 b1)
 \$fp explain --from demo/a1 --to demo/svc/api --proto tcp --dport 80
-ls $STATE/manifests          # edit, add or remove a pod, a service, a policy: applied at once
+$(try_source)
 tail -f $STATE/a.log
-scripts/demo.sh --down       # remove it all
+scripts/demo.sh --down                     # remove it all
 END
 else
     title "Taking down"

@@ -1,9 +1,7 @@
 # shellcheck shell=bash
-# Nodes and pods of the demo as network namespaces, dual stack. Sourced by demo.sh; needs root.
+# Nodes of the demo as network namespaces, dual stack. Sourced by demo.sh; needs root.
 
 PREFIX=fpdemo
-GATEWAY4=169.254.1.1
-GATEWAY6=fe80::ecee:eeff:feee:eeee
 
 netns() { echo "/run/netns/$PREFIX-$1"; }
 
@@ -51,27 +49,6 @@ make_nodes() {
         ip -n "$PREFIX-node-$name" -6 route add default via fd77::254
     done
 }
-
-# make_pod NAME NODE: e.g. a1 on a is 10.77.1.11 and fd00:77:1::11, behind fp-a1.
-make_pod() {
-    local name=$1 node=$2
-    make_ns "$name"
-    ip -n "$PREFIX-node-$node" link add "fp-$name" mtu 1450 type veth \
-        peer name eth0 mtu 1450 netns "$PREFIX-$name"
-    ip -n "$PREFIX-node-$node" link set "fp-$name" up
-    ip -n "$PREFIX-$name" addr add "$(pod4 "$name")/32" dev eth0
-    ip -n "$PREFIX-$name" addr add "$(pod6 "$name")/128" dev eth0 nodad
-    ip -n "$PREFIX-$name" link set eth0 up
-    ip -n "$PREFIX-$name" route add "$GATEWAY4" dev eth0 scope link
-    ip -n "$PREFIX-$name" route add default via "$GATEWAY4" dev eth0
-    ip -n "$PREFIX-$name" -6 route add "$GATEWAY6" dev eth0
-    ip -n "$PREFIX-$name" -6 route add default via "$GATEWAY6" dev eth0
-    in_ns "$name" ethtool -K eth0 tx off >/dev/null
-}
-
-node_number() { case "$1" in a*) echo 1 ;; *) echo 2 ;; esac; }
-pod4() { echo "10.77.$(node_number "$1").1${1:1}"; }
-pod6() { echo "fd00:77:$(node_number "$1")::1${1:1}"; }
 
 # Ends what still runs inside a namespace (a shell, an iperf3 started by hand): it would keep the
 # namespace, and the veths in it, alive.
