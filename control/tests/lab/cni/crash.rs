@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::runtime::{Runtime, Sandbox, addresses, connects, lab, pod_ports, talks};
+use super::runtime::{Runtime, Sandbox, addresses, connects, lab, talks};
 use crate::harness::cli::rows;
 use crate::traffic::{PATIENCE, eventually};
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::runtime::{Runtime, Sandbox, addresses, lab, pod_ports, talks};
+use super::runtime::{Runtime, Sandbox, addresses, lab, talks};
 use crate::harness::lab::Lab;
 use crate::traffic::{PATIENCE, eventually};
 

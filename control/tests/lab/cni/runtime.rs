@@ -11,7 +11,7 @@ use fastpath_control::cni::ipam::Ipam;
 use fastpath_control::cni::record::{Store, is_our_device};
 use serde_json::{Value, json};
 
-use crate::harness::cli::{BINARY, Cli};
+use crate::harness::cli::BINARY;
 use crate::harness::lab::Lab;
 use crate::harness::manifest::node_name;
 use crate::harness::node::Node;
