@@ -78,6 +78,8 @@ struct Daemon {
     snapshot: Arc<Snapshot>,
     /// When the newest snapshot was published.
     published: Option<Instant>,
+    /// When what the workers go by was read from the source.
+    in_force: Option<SystemTime>,
     /// Time of the last pass that found everything in order or brought it so.
     synced: Option<SystemTime>,
     /// Neighbours resolved at some time and not failed since.
@@ -140,6 +142,7 @@ impl Daemon {
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
         self.reap();
+        self.in_force = Some(self.update.loaded_at);
         self.synced = Some(SystemTime::now());
         self.cni_synced();
         self.serve_health_ports();

@@ -307,6 +307,7 @@ fn icmp_errors_are_limited_in_rate() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs more frames than an interpreter is given")]
 fn one_receiver_of_errors_does_not_take_them_from_others() {
     let mut a = Bed::new(snapshot(1, VXLAN4));
     a.advance(Duration::from_secs(5));
@@ -358,6 +359,7 @@ fn an_error_asks_for_the_neighbour_it_is_for() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs more frames than an interpreter is given")]
 fn a_scan_of_the_link_leaves_room_for_others_to_ask() {
     let mut a = Bed::new(snapshot(1, NATIVE));
     a.publish(|s| {

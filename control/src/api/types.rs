@@ -50,7 +50,7 @@ pub struct Status {
     /// The node is known and has an uplink attached, and every worker has acknowledged the newest snapshot. What is
     /// wrong with single pods or objects is in `degraded`.
     pub ready: bool,
-    /// When the source was last read in full; `None` before the first time.
+    /// When the source's state that is published was read in full; `None` before the first time.
     pub last_sync: Option<Sync>,
     /// How the source is.
     #[serde(default)]

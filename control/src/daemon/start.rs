@@ -195,6 +195,7 @@ fn start(
         net,
         snapshot: Arc::new(Snapshot::default()),
         published: None,
+        in_force: None,
         synced: None,
         remembered: BTreeMap::new(),
         asked: super::asked::Asked::default(),

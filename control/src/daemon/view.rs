@@ -124,7 +124,7 @@ impl Daemon {
             generation: self.snapshot.generation,
             acked_generation: engine.acked(),
             ready: self.ready(),
-            last_sync: self.update.synced.then(|| Sync::from(self.update.loaded_at)),
+            last_sync: self.in_force.map(Sync::from),
             source: Some(SourceStatus::from(&source)),
             problems: self.update.problems.iter().map(Problem::from).collect(),
             ports: self.port_status(),

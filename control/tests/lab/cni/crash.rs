@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::runtime::{Runtime, Sandbox, addresses, connects, lab, pod_ports, talks};
+use super::runtime::{Runtime, Sandbox, addresses, connects, lab, talks};
 use crate::harness::cli::rows;
 use crate::traffic::{PATIENCE, eventually};
 
@@ -69,7 +69,7 @@ fn killed_in_the_middle() {
     assert!(ended.iter().all(|n| *n < 24), "none was killed in the middle");
     talks(&other, &stays, &ips);
     let cli = lab.node("a").cli();
-    eventually("the daemon has two pods", PATIENCE * 2, || (pod_ports(&cli) == 2).then_some(()));
+    eventually("the daemon has two pods", PATIENCE * 2, || (cli.status().pod_ports() == 2).then_some(()));
 }
 
 /// DEL while the daemon is away takes everything down; the daemon that comes back knows nothing of it, and serves the

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::runtime::{Runtime, Sandbox, addresses, lab, pod_ports, talks};
+use super::runtime::{Runtime, Sandbox, addresses, lab, talks};
 use crate::harness::lab::Lab;
 use crate::traffic::{PATIENCE, eventually};
 
@@ -41,7 +41,7 @@ fn fifty_at_once() {
     at_once(&pods, |pod| runtime.del(pod));
     runtime.holds_nothing();
     let cli = lab.node("a").cli();
-    eventually("the daemon has no pod's port", PATIENCE, || (pod_ports(&cli) == 0).then_some(()));
+    eventually("the daemon has no pod's port", PATIENCE, || (cli.status().pod_ports() == 0).then_some(()));
 }
 
 /// Fifty workers add and delete as they like; at no moment do two have one address.

@@ -11,7 +11,7 @@ use fastpath_control::cni::ipam::Ipam;
 use fastpath_control::cni::record::{Store, is_our_device};
 use serde_json::{Value, json};
 
-use crate::harness::cli::{BINARY, Cli};
+use crate::harness::cli::BINARY;
 use crate::harness::lab::Lab;
 use crate::harness::manifest::node_name;
 use crate::harness::node::Node;
@@ -237,12 +237,6 @@ impl Runtime {
     pub(crate) fn holds_nothing(&self) {
         assert_eq!(self.holds(), (BTreeSet::new(), 0, 0));
     }
-}
-
-/// Ports that the daemon has for pods.
-pub(crate) fn pod_ports(cli: &Cli) -> usize {
-    let status = cli.status().0;
-    status["ports"].as_array().expect("ports").iter().filter(|p| p["role"] == "pod").count()
 }
 
 /// TCP, UDP and ICMP from one sandbox to addresses of another.

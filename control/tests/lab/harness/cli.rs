@@ -184,6 +184,11 @@ impl Status {
         versions.iter().all(|(kind, wanted)| seen(kind).is_some_and(|have| have >= *wanted))
     }
 
+    /// How many ports are pods'.
+    pub(crate) fn pod_ports(&self) -> usize {
+        self.0["ports"].as_array().map_or(0, |ports| ports.iter().filter(|p| p["role"] == "pod").count())
+    }
+
     /// What is wrong, in the daemon and in its source, as text.
     pub(crate) fn complaints(&self) -> String {
         format!("degraded {}, problems {}", self.0["degraded"], self.0["problems"])
