@@ -57,7 +57,7 @@ fn manages_rules(root: &Path) -> bool {
     let files = main.into_iter().chain(drop_ins.into_values());
     let texts = files.filter_map(|p| fs::read_to_string(p).ok());
     // It does unless told otherwise.
-    texts.filter_map(|text| setting(&text)).last().unwrap_or(true)
+    texts.filter_map(|text| setting(&text)).next_back().unwrap_or(true)
 }
 
 /// The last valid value in a file.

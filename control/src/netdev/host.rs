@@ -17,9 +17,9 @@
 //! marked as the kernel's, the kernel's rules are read at every sync, which a lost rule causes, and a family without
 //! any rule for the node's own addresses gets one whatever else is wanted.
 //!
-//! The other rules, routes and neighbours bear a protocol number of ours. Whatever becomes of this process, what it leaves behind
-//! leads pod and service traffic of the node's own processes into a pair whose program drops it; nothing else is
-//! touched. The next one adopts or removes it.
+//! The other rules, routes and neighbours bear a protocol number of ours. Whatever becomes of this process, what it
+//! leaves behind leads pod and service traffic of the node's own processes into a pair whose program drops it; nothing
+//! else is touched. The next one adopts or removes it.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
