@@ -106,6 +106,7 @@ impl Daemon {
     fn sync(&mut self) {
         // Half of what the source holds may be pods without their policies.
         if !self.update.synced {
+            self.keep_local();
             return;
         }
         let wanted = self.wanted();

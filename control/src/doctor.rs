@@ -12,6 +12,7 @@ mod api;
 mod checks;
 mod facts;
 mod neighbours;
+mod networkd;
 #[cfg(test)]
 mod tests;
 
@@ -105,6 +106,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "uplink", run: checks::uplinks },
     Check { name: "MTU", run: checks::mtu },
     Check { name: "rp_filter", run: checks::rp_filter },
+    Check { name: "systemd-networkd", run: networkd::check },
     Check { name: "reserved ports", run: checks::reserved_ports },
     Check { name: "network plugins", run: neighbours::plugins },
     Check { name: "kube-proxy", run: neighbours::kube_proxy },

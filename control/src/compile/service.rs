@@ -161,6 +161,11 @@ fn is_kept(protocol: Protocol, port: u16) -> bool {
     KEPT.iter().any(|(p, first, last)| *p == protocol && (*first..=*last).contains(&port))
 }
 
+/// The ports of [`KEPT`], by IP protocol number.
+pub(crate) fn kept_ports() -> impl Iterator<Item = (u8, u16)> {
+    KEPT.iter().flat_map(|(p, first, last)| (*first..=*last).map(|port| (p.number(), port)))
+}
+
 /// (address, protocol number, port).
 pub type FrontendKey = (IpAddr, u8, u16);
 

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use super::Daemon;
 use crate::attach::max_mtu;
-use crate::compile::service::{FrontendKind, Services};
+use crate::compile::service::{FrontendKind, Services, kept_ports};
 use crate::compile::tunnel_overhead;
 use crate::config::{Config, Encap};
 use crate::model::Model;
@@ -35,12 +35,22 @@ pub(super) fn open(config: &Config) -> (Option<HostPair>, Vec<String>) {
             let problem =
                 format!("no host port: {e}; pods and the node's own processes do not reach each other");
             tracing::warn!("{problem}");
-            (None, vec![problem])
+            // Rules that lead nowhere help nobody.
+            let left = HostPair::remove_leftovers(name);
+            let left = left.iter().map(|e| format!("{name}: {e}"));
+            (None, [problem].into_iter().chain(left).collect())
         }
     }
 }
 
 impl Daemon {
+    /// Sees to it that the node's own addresses are reached, whatever somebody did to the routing rules.
+    pub(super) fn keep_local(&mut self) {
+        for e in self.host.as_mut().map(HostPair::keep_local).unwrap_or_default() {
+            tracing::warn!("{e}");
+        }
+    }
+
     /// Brings the pair, its routes and its rules in line with what is published; what cannot be had goes to
     /// `kernel_problems`.
     pub(super) fn sync_host(&mut self) {
@@ -111,6 +121,7 @@ fn plan(inputs: &Inputs<'_>) -> (HostPlan, Vec<String>) {
     };
     if config.host.node_ports {
         shared(services, snapshot, net, &mut plan);
+        plan.kept = kept_ports().collect();
     }
     (plan, problems)
 }

@@ -86,6 +86,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             }
             _ = retry.tick() => {
                 daemon.start_web();
+                daemon.keep_local();
                 dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty();
                 dirty |= daemon.reload_endpoints();
                 dirty |= daemon.look_at_sockets();

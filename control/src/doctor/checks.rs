@@ -272,6 +272,18 @@ pub(super) fn rp_filter(facts: &Facts, config: &Config, out: &mut Findings) {
     let names: Vec<&str> = uplinks.iter().filter(strict).map(|u| u.link.name.as_str()).collect();
     match names.as_slice() {
         [] => out.ok("not strict on the uplinks"),
+        // Answers to the node come from pods that the kernel routes elsewhere.
+        names if config.host.enabled && config.overlay.encap != Encap::Vxlan => {
+            let encap = if config.overlay.encap == Encap::None { "none" } else { "cross-subnet" };
+            let names = names.join(", ");
+            out.error(
+                format!(
+                    "strict on {names}: with overlay.encap = \"{encap}\" this node's own processes and pods of other nodes \
+                     do not reach each other"
+                ),
+                format!("sysctl net.ipv4.conf.all.rp_filter=2 (or of {names})"),
+            );
+        }
         // What is ours never meets it; it is the node's own traffic that may come by another uplink.
         [_] if uplinks.len() == 1 => out.ok("strict, which does no harm with one uplink"),
         _ => out.warning(

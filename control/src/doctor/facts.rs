@@ -47,6 +47,8 @@ pub struct Facts {
     pub drivers: BTreeMap<u32, Driver>,
     /// `rp_filter` by device, with `all`.
     pub rp_filter: BTreeMap<String, u8>,
+    /// Whether systemd-networkd removes others' routing rules; `None` when it does not run.
+    pub networkd: Option<bool>,
     /// Whether `ip_local_reserved_ports` can be written.
     pub sysctl_writable: bool,
     /// Files of `/etc/cni/net.d` that a runtime reads, in its order.
@@ -102,6 +104,7 @@ impl Facts {
             cores: cores(),
             drivers,
             rp_filter: rp_filter(Path::new("/proc/sys/net/ipv4/conf")),
+            networkd: super::networkd::ask(),
             sysctl_writable: fs::File::options().append(true).open(sysctl::path(SYSCTL)).is_ok(),
             conflists: conflists(Path::new("/etc/cni/net.d")),
             chains: nft::chains().ok(),

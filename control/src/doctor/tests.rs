@@ -61,6 +61,7 @@ fn facts() -> Facts {
         net: net(vec![link(2, "eth0", LinkKind::Device)]),
         drivers: [(2, native)].into(),
         rp_filter: [("all".to_owned(), 0), ("eth0".to_owned(), 0)].into(),
+        networkd: None,
         sysctl_writable: true,
         conflists: Vec::new(),
         chains: Some(Vec::new()),
@@ -198,6 +199,19 @@ fn devices() {
     one("rp_filter", two, both(1, 1500), "Warning: strict on eth0");
     one("rp_filter", two, both(2, 1500), "Ok: not strict");
     one("rp_filter", "", both(1, 1500), "Ok: strict, which does no harm");
+    for encap in ["none", "cross-subnet"] {
+        let overlay = format!("[overlay]\nencap = \"{encap}\"");
+        one(
+            "rp_filter",
+            &overlay,
+            both(1, 1500),
+            &format!("Error: strict on eth0: with overlay.encap = \"{encap}\""),
+        );
+        one("rp_filter", &overlay, both(2, 1500), "Ok: not strict");
+    }
+    one("systemd-networkd", "", |f| f.networkd = Some(false), "Ok: runs");
+    one("systemd-networkd", "", |f| f.networkd = Some(true), "Warning: removes others' routing rules");
+    one("systemd-networkd", "[host]\nenabled = false", |f| f.networkd = Some(true), "Ok: removes");
     one("reserved ports", "", |f| f.sysctl_writable = false, "Warning: net.ipv4.ip_local_reserved_ports");
 }
 

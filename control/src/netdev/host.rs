@@ -10,11 +10,16 @@
 //!   a second table, which is asked for those destination ports only, and only for what the node itself sends. It must
 //!   be asked before the table of the node's own addresses, whose rule has preference 0, the first there is: so that
 //!   rule is moved behind ours while there are such ports on the node's own addresses. The new rule is there
-//!   before the old one goes, and the other way round at the end: at no moment is the node without it.
+//!   before the old one goes, and the other way round at the end: at no moment is the node without it. It is moved no
+//!   further than need be, and not at all where somebody else's rule would come before it by that.
 //!
-//! Rules, routes and neighbours bear a protocol number of ours. Whatever becomes of this process, what it leaves behind
-//! leads pod and service traffic of the node's own processes into a pair whose program drops it; nothing else is
-//! touched. The next one adopts or removes it.
+//! Others remove rules they do not know (`ip rule flush`, systemd-networkd but for the kernel's own). So the moved rule is
+//! marked as the kernel's, the kernel's rules are read at every sync, which a lost rule causes, and a family without
+//! any rule for the node's own addresses gets one whatever else is wanted.
+//!
+//! The other rules, routes and neighbours bear a protocol number of ours. Whatever becomes of this process, what it
+//! leaves behind leads pod and service traffic of the node's own processes into a pair whose program drops it; nothing
+//! else is touched. The next one adopts or removes it.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +34,7 @@ use super::decode::{
 };
 use super::ethtool::{Ethtool, Offload};
 use super::neighbor::PROTOCOL;
-use super::route::{TABLE_LOCAL, TABLE_MAIN};
+use super::route::TABLE_LOCAL;
 use super::view::{Link, LinkKind, NetView, NudState};
 use super::wire::{
     AF_INET, AF_INET6, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK, RTM_NEWADDR,
@@ -46,10 +51,10 @@ pub use rules::Port;
 pub const TABLE_PODS: u32 = 64_250;
 /// Table of addresses that are a service's at some ports only.
 pub const TABLE_PORTS: u32 = 64_251;
-/// Preference of the rules for [`TABLE_PORTS`].
-pub const PREF_PORTS: u32 = 90;
-/// Preference the rule for the node's own addresses is moved to.
-pub const PREF_LOCAL: u32 = 100;
+/// Preference of the rules for [`TABLE_PORTS`]: the first that there is behind the kernel's own.
+pub const PREF_PORTS: u32 = 1;
+/// Preference the rule for the node's own addresses is moved to: what others have put behind it stays behind it.
+pub const PREF_LOCAL: u32 = 2;
 /// Preference of the rule for [`TABLE_PODS`].
 pub const PREF_PODS: u32 = 2000;
 
@@ -88,6 +93,8 @@ pub struct HostPlan {
     pub shared: BTreeMap<IpAddr, bool>,
     /// Those ports.
     pub ports: BTreeSet<Port>,
+    /// Ports that stay the node's, by IP protocol number: no range of ports holds them.
+    pub kept: BTreeSet<(u8, u16)>,
 }
 
 impl HostPlan {
@@ -105,9 +112,8 @@ pub struct HostPair {
     ours: String,
     queues: u32,
     index: u32,
-    /// What the kernel was last asked for.
+    /// Routes that the kernel was last asked for.
     routes: BTreeMap<(u32, IpNet), routes::Spec>,
-    rules: BTreeSet<Rule>,
 }
 
 impl HostPair {
@@ -125,8 +131,9 @@ impl HostPair {
             queues,
             index: 0,
             routes: BTreeMap::new(),
-            rules: BTreeSet::new(),
         };
+        // Whatever comes of the rest, the node is to be reached.
+        pair.keep_local().into_iter().next().map_or(Ok(()), Err)?;
         pair.ensure()?;
         Ok(pair)
     }
@@ -170,6 +177,7 @@ impl HostPair {
         let seen = view.links.get(&self.index).is_some_and(|l| l.name == self.name && l.up);
         if !seen && let Err(e) = self.ensure() {
             errors.push(e);
+            errors.extend(self.keep_local());
             return errors;
         }
         let link = view.links.get(&self.index);
@@ -187,6 +195,11 @@ impl HostPair {
         errors.extend(self.sync_routes(plan, view));
         errors.extend(self.sync_rules(plan));
         errors
+    }
+
+    /// Gives each family that has lost its rule for the node's own addresses one, and looks at nothing else.
+    pub fn keep_local(&mut self) -> Vec<Error> {
+        rules::keep_local(&mut self.netlink)
     }
 
     /// Leaves the kernel as it was found.

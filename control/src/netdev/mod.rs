@@ -97,6 +97,17 @@ pub enum Error {
         /// What it is.
         kind: String,
     },
+    /// The rule for the node's own addresses would come behind somebody else's.
+    #[error(
+        "the routing rule '{rule}' has one of the first preferences: node ports and host ports are not reachable from \
+         this node's own processes; give it preference {least} or more, or set host.node_ports = false"
+    )]
+    RuleInTheWay {
+        /// That rule.
+        rule: String,
+        /// Least preference that would be behind ours.
+        least: u32,
+    },
     /// The other end of a veth is gone, or moved while it was looked at.
     #[error("the other end of veth '{device}' is gone")]
     PeerGone {
@@ -165,6 +176,7 @@ impl Error {
             | Self::Record { source, .. } => source.raw_os_error(),
             Self::NoDevice { .. }
             | Self::NotVeth { .. }
+            | Self::RuleInTheWay { .. }
             | Self::PeerGone { .. }
             | Self::NotInNetns { .. } => None,
         }

@@ -38,7 +38,7 @@ pub struct Rule {
     pub ports: Option<(u8, u16, u16)>,
     /// Who made it (`FRA_PROTOCOL`).
     pub protocol: u8,
-    /// It asks for something else besides: never one of ours.
+    /// It asks for something else besides, or sends to no table: never one of ours.
     pub more: bool,
 }
 
@@ -85,12 +85,15 @@ impl std::fmt::Display for Rule {
         if let Some((proto, first, last)) = self.ports {
             write!(f, " ipproto {proto} dport {first}-{last}")?;
         }
-        write!(f, " lookup {}", self.table)
+        if self.more {
+            write!(f, " ...")?;
+        }
+        if self.table == 0 { Ok(()) } else { write!(f, " lookup {}", self.table) }
     }
 }
 
 impl Netlink {
-    /// The rules of both families that send packets to a table, in their order.
+    /// The rules of both families, in their order.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -139,16 +142,20 @@ impl Netlink {
     }
 }
 
-/// A rule from `struct fib_rule_hdr` and its attributes; `None` for one that sends to no table.
+/// A rule from `struct fib_rule_hdr` and its attributes.
 fn rule(payload: &[u8]) -> Option<Rule> {
     let [family, dst_len, src_len, tos, table, _, _, action, flags @ ..] =
         payload.first_chunk::<RULE_HEADER>()?;
-    if !matches!(*family, AF_INET | AF_INET6) || *action != FR_ACT_TO_TBL {
+    if !matches!(*family, AF_INET | AF_INET6) {
         return None;
     }
     let mut out = Rule::all(*family == AF_INET, 0, u32::from(*table), 0);
     // FIB_RULE_INVERT, and whatever is not a state of the device named.
-    out.more = *dst_len != 0 || *src_len != 0 || *tos != 0 || u32::from_ne_bytes(*flags) & 2 != 0;
+    out.more = *action != FR_ACT_TO_TBL
+        || *dst_len != 0
+        || *src_len != 0
+        || *tos != 0
+        || u32::from_ne_bytes(*flags) & 2 != 0;
     let (mut proto, mut range) = (None, None);
     for a in attrs_after(payload, RULE_HEADER) {
         match a.kind {

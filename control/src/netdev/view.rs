@@ -10,8 +10,9 @@ use ipnet::IpNet;
 
 use super::peer::Peer;
 use super::route::{Hop, Lookup, ResolvedRoute, Routes};
+use super::rule::Rule;
 
-/// Links, addresses, routes and neighbours of one network namespace at one moment.
+/// Links, addresses, routes, rules and neighbours of one network namespace at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetView {
     /// Links by interface index.
@@ -22,6 +23,8 @@ pub struct NetView {
     pub addresses: BTreeSet<Address>,
     /// Routes of all tables.
     pub routes: Routes,
+    /// Routing rules of both families, in their order.
+    pub rules: Vec<Rule>,
     /// Neighbours by interface index and address; no multicast, no proxy entries.
     pub neighbors: BTreeMap<NeighborKey, Neighbor>,
 }
@@ -308,6 +311,7 @@ impl NetView {
             && self.peers == other.peers
             && self.addresses == other.addresses
             && self.routes == other.routes
+            && self.rules == other.rules
             && essence(self).eq(essence(other))
     }
 }

@@ -1,6 +1,7 @@
 //! [`Watcher`]: follows the kernel's network configuration and publishes a new [`NetView`] when it changed.
 //!
-//! Links, addresses and neighbours are followed message by message. Routes are not: IPv4 routes vanish with their
+//! Links, addresses and neighbours are followed message by message. Rules, of which there are few, are read again, and
+//! routes too: IPv4 routes vanish with their
 //! device or address without a word, and a multipath route changes in pieces; so whatever may have touched a route
 //! has them read again. When the kernel had to drop messages (`ENOBUFS`), everything is read again.
 //!
@@ -23,8 +24,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::decode;
 use super::view::{LinkKind, NetView};
 use super::wire::{
-    AF_INET, AF_INET6, Message, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, messages,
+    AF_INET, AF_INET6, Message, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_DELRULE,
+    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE, messages,
 };
 use super::{Error, Netlink};
 
@@ -33,8 +34,10 @@ const GROUP_LINK: u32 = 1;
 const GROUP_NEIGH: u32 = 3;
 const GROUP_IPV4_ADDR: u32 = 5;
 const GROUP_IPV4_ROUTE: u32 = 7;
+const GROUP_IPV4_RULE: u32 = 8;
 const GROUP_IPV6_ADDR: u32 = 9;
 const GROUP_IPV6_ROUTE: u32 = 11;
+const GROUP_IPV6_RULE: u32 = 19;
 
 /// Changes come in bursts (a device with its addresses and routes): wait this long for the rest.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -65,8 +68,16 @@ impl Watcher {
     /// [`Error::Socket`], [`Error::Kernel`].
     pub fn start() -> Result<Self, Error> {
         let failed = |source| Error::Socket { what: "listen for network changes", source };
-        let groups =
-            [GROUP_LINK, GROUP_NEIGH, GROUP_IPV4_ADDR, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDR, GROUP_IPV6_ROUTE];
+        let groups = [
+            GROUP_LINK,
+            GROUP_NEIGH,
+            GROUP_IPV4_ADDR,
+            GROUP_IPV4_ROUTE,
+            GROUP_IPV4_RULE,
+            GROUP_IPV6_ADDR,
+            GROUP_IPV6_ROUTE,
+            GROUP_IPV6_RULE,
+        ];
         let events = listen(&groups, false).map_err(failed)?;
         let elsewhere = match listen(&[GROUP_LINK], true) {
             Ok(socket) => Some(socket),
@@ -252,6 +263,7 @@ struct State {
     view: NetView,
     everything: bool,
     routes: bool,
+    rules: bool,
     peers: BTreeSet<u32>,
     changed: bool,
 }
@@ -263,13 +275,14 @@ impl State {
             view: NetView::default(),
             everything: true,
             routes: false,
+            rules: false,
             peers: BTreeSet::new(),
             changed: false,
         })
     }
 
     fn pending(&self) -> bool {
-        self.everything || self.routes || self.changed || !self.peers.is_empty()
+        self.everything || self.routes || self.rules || self.changed || !self.peers.is_empty()
     }
 
     fn all_peers(&mut self) {
@@ -284,12 +297,16 @@ impl State {
             self.view.neighbors = self.netlink.neighbors()?.into_iter().collect();
             self.view.peers.retain(|index, _| self.view.links.contains_key(index));
             self.all_peers();
-            self.routes = true;
+            (self.routes, self.rules) = (true, true);
             self.everything = false;
         }
         if self.routes {
             self.view.routes = self.netlink.routes()?.into_iter().collect();
             self.routes = false;
+        }
+        if self.rules {
+            self.view.rules = self.netlink.rules()?;
+            self.rules = false;
         }
         while let Some(index) = self.peers.pop_first() {
             match self.netlink.peer_of(index) {
@@ -345,6 +362,9 @@ impl State {
             }
             RTM_NEWROUTE | RTM_DELROUTE => {
                 self.routes |= matches!(m.payload.first(), Some(&(AF_INET | AF_INET6)));
+            }
+            RTM_NEWRULE | RTM_DELRULE => {
+                self.rules |= matches!(m.payload.first(), Some(&(AF_INET | AF_INET6)));
             }
             RTM_NEWNEIGH => {
                 if let Some((key, neighbor)) = decode::neighbor(m.payload) {

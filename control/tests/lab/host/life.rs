@@ -77,12 +77,7 @@ fn killed_and_started_again() {
     open.ask().unwrap();
     for _ in 0..2 {
         lab.node_mut("a").daemon().kill();
-        let node = lab.node("a");
-        for family in Family::BOTH {
-            tcp::transfer(&lab.outside, &node.ns, node.ip(family), 100_000, 100_000).unwrap();
-            tcp::transfer(&node.ns, &node.ns, node.ip(family), 100_000, 100_000).unwrap();
-            tcp::transfer(&node.ns, &lab.outside, outside(family), 100_000, 100_000).unwrap();
-        }
+        reached(&lab);
         lab.node_mut("a").start_daemon();
         lab.wait_pods(0);
         asked(&lab);
@@ -102,6 +97,112 @@ fn killed_and_started_again() {
     let before = lab.node("a").cli().drop_count("host_unreachable");
     assert!(icmp::unreachable(&lab.pod("a1").ns, lab.node("a").ip(Family::V4)));
     assert!(lab.node("a").cli().drop_count("host_unreachable") > before);
+}
+
+/// Rules are anybody's to delete. The node keeps or gets back its own addresses, and the rest comes back too; at the end
+/// the rules are those of the beginning.
+#[test]
+fn deleted_rules_come_back() {
+    let mut lab = Lab::wire(spec(Encap::Vxlan));
+    let before = configuration(&lab);
+    lab.start_daemons();
+    let server = Server::start(&lab.pod("a1").ns, "a1", PORT).unwrap();
+    in_use(&lab);
+    let during = rules(&lab);
+    let ns = &lab.node("a").ns;
+    let come_back = |what: &str| {
+        eventually(what, PATIENCE, || (rules(&lab) == during).then_some(()));
+        reached(&lab);
+        asked(&lab);
+    };
+    for family in ["-4", "-6"] {
+        let local = ns.exec("ip", &["-d", family, "rule", "show", "pref", "2"]);
+        assert!(local.contains("lookup local") && local.contains("proto kernel"), "{local}");
+        ns.exec("ip", &[family, "rule", "del", "pref", "2"]);
+        come_back("the rule for the node's own addresses is back");
+        // As systemd-networkd does: all that are not the kernel's.
+        ns.exec("ip", &[family, "rule", "flush", "protocol", "250"]);
+        come_back("our rules are back");
+        flush(&lab, family);
+        come_back("all rules are back");
+    }
+    // While no daemon runs, too: the next one sees to it.
+    lab.node_mut("a").daemon().kill();
+    for family in ["-4", "-6"] {
+        flush(&lab, family);
+    }
+    lab.node_mut("a").start_daemon();
+    lab.wait_pods(0);
+    eventually("the rules are back", PATIENCE, || (rules(&lab) == during).then_some(()));
+    reached(&lab);
+    asked(&lab);
+    drop(server);
+    assert!(lab.node_mut("a").daemon().stop().success());
+    assert_eq!(configuration(&lab), before);
+}
+
+/// A rule that is first stays so: node ports are not had from the node itself then, which is said; all else is.
+#[test]
+fn the_first_rule_of_somebody_else() {
+    let mut lab = Lab::wire(spec(Encap::Vxlan));
+    lab.node("a").ns.ip(["rule add pref 1 from 203.0.113.0/24 lookup 100"]);
+    let before = configuration(&lab);
+    lab.start_daemons();
+    let _server = Server::start(&lab.pod("a1").ns, "a1", PORT).unwrap();
+    serve(&lab, |f| vec![pod(&lab, "a1", f)]);
+    let node = lab.node("a");
+    let in_the_way = || {
+        eventually("the rule is reported", PATIENCE, || {
+            node.cli().status().complaints().contains("has one of the first preferences").then_some(())
+        });
+        let [v4, v6] = rules(&lab);
+        assert!(
+            v4.starts_with("0:\tfrom all lookup local") && !v4.contains("2:\tfrom all lookup local"),
+            "{v4}"
+        );
+        assert!(v6.starts_with("1:\t") && v6.contains("2:\tfrom all lookup local"), "{v6}");
+        reached(&lab);
+        for family in Family::BOTH {
+            must_answer(&node.ns, (lab.pod("a1").ip(family), PORT).into(), "a1", node.ip(family));
+        }
+        assert!(named::ask_tcp(&node.ns, (node.ip(Family::V4), NODE_PORT).into()).is_err());
+        must_answer(&node.ns, (node.ip(Family::V6), NODE_PORT).into(), "a1", node.ip(Family::V6));
+    };
+    in_the_way();
+    node.ns.ip(["rule del pref 1 from 203.0.113.0/24 lookup 100"]);
+    eventually("all is well", PATIENCE, || (node.cli().status().0["degraded"] == json!([])).then_some(()));
+    reached(&lab);
+    asked(&lab);
+    // One that comes later counts as much.
+    node.ns.ip(["rule add pref 1 from 203.0.113.0/24 lookup 100"]);
+    in_the_way();
+    assert!(lab.node_mut("a").daemon().stop().success());
+    assert_eq!(configuration(&lab), before);
+}
+
+/// The rules of both families.
+fn rules(lab: &Lab) -> [String; 2] {
+    ["-4", "-6"].map(|family| lab.node("a").ns.exec("ip", &[family, "rule"]))
+}
+
+/// Removes all rules that can be removed, and puts the kernel's own for other tables back.
+fn flush(lab: &Lab, family: &str) {
+    let ns = &lab.node("a").ns;
+    ns.exec("ip", &[family, "rule", "flush"]);
+    ns.exec("ip", &[family, "rule", "add", "pref", "32766", "lookup", "main"]);
+    if family == "-4" {
+        ns.exec("ip", &[family, "rule", "add", "pref", "32767", "lookup", "default"]);
+    }
+}
+
+/// The node itself is: from outside, from itself, and outside from it.
+fn reached(lab: &Lab) {
+    let node = lab.node("a");
+    for family in Family::BOTH {
+        tcp::transfer(&lab.outside, &node.ns, node.ip(family), 100_000, 100_000).unwrap();
+        tcp::transfer(&node.ns, &node.ns, node.ip(family), 100_000, 100_000).unwrap();
+        tcp::transfer(&node.ns, &lab.outside, outside(family), 100_000, 100_000).unwrap();
+    }
 }
 
 /// The pair is somebody's to delete, and comes back.

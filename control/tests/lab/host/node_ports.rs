@@ -72,7 +72,7 @@ fn other_ports_are_the_kernels() {
     let during = rules();
     for text in &during {
         assert!(text.contains("dport 30090"), "{text}");
-        assert!(text.contains("100:\tfrom all lookup local") && !text.contains("\n0:"), "{text}");
+        assert!(text.contains("\n2:\tfrom all lookup local") && !text.contains("\n0:"), "{text}");
         assert!(!text.starts_with("0:"), "{text}");
     }
     for family in Family::BOTH {
