@@ -1,7 +1,7 @@
 //! Endpoint records: what ADD made, one file for each attachment. Plugin and daemon both read them.
 //!
-//! A record is written before anything is made and removed when all of it is gone, so whatever a killed plugin leaves
-//! behind is named by one. `deleting` is set first of all by whoever takes it down: from then on the daemon takes no
+//! A record is written before anything is made and removed when all of it is gone but our own addresses, which name their
+//! owner themselves, so whatever a killed plugin leaves behind is found. `deleting` is set first of all by whoever takes it down: from then on the daemon takes no
 //! notice of it. A record is of one boot, and the disk is waited for only where it is to tell GC, after a power loss,
 //! what another IPAM plugin has given out.
 #![forbid(unsafe_code)]

@@ -2,8 +2,8 @@
 //!
 //! ADD: addresses, record, veth (the pod's end down), attachment by the daemon under the pod's policies, the pod's end
 //! up. Whatever fails on the way undoes all of it by the same steps as DEL: mark the record, remove the veth, tell the
-//! daemon, give the addresses back, remove the record. Each step may find its work done, so the whole can be repeated
-//! after a crash at any point, by DEL or by GC.
+//! daemon, have another's addresses given back, remove the record, give our own back. Each step may find its work done,
+//! so the whole can be repeated after a crash at any point, by DEL or by GC.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -232,22 +232,40 @@ impl Call<'_> {
 
     /// Takes an attachment down, whatever there is of it.
     fn take_down(&self, key: &Key, record: Option<Record>) -> Result<(), Error> {
+        self.take_down_by(key, record, |device| Ok(Netlink::route()?.delete_link(device).map(drop)?))
+    }
+
+    /// As [`Call::take_down`]; `delete` removes the device. A disk that takes nothing more keeps only our own addresses
+    /// from being given back: whose they are stands with them, and DEL or GC finds them later.
+    fn take_down_by(
+        &self,
+        key: &Key,
+        record: Option<Record>,
+        delete: impl FnOnce(&str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let store = self.store();
         let ipam = record.as_ref().map_or(self.conf.ipam.clone(), |r| r.ipam.clone());
         let network = record.as_ref().map_or(self.conf.name.clone(), |r| r.network.clone());
         if let Some(record) = record.filter(|r| !r.deleting) {
-            store.write(&Record { deleting: true, ..record }).map_err(io)?;
+            let marked = store.write(&Record { deleting: true, ..record });
+            if marked.is_err() && ipam.is_none() {
+                // Removing needs no room, and says the same. What another plugin gave out only the record tells: it stays
+                // until that is given back. What cannot be removed now is reported in the end.
+                let _ = store.remove(key);
+            }
         }
-        Netlink::route()?.delete_link(&key.device())?;
+        delete(&key.device())?;
         // A daemon that is away learns of it from the records when it is back.
         if let Ok(mut daemon) = self.daemon() {
             let _ = daemon.ask_within::<CniDetached>(DETACH, Request::CniDetach { key: key.clone() });
         }
-        Ipam::of(&self.conf.data_dir).free(&[Owner { network, key: key.clone() }])?;
         if let Some(name) = &ipam {
             self.delegate(name)?.del(&key.container, &key.ifname)?;
         }
-        store.remove(key).map_err(io)
+        let removed = store.remove(key).map_err(io);
+        // Last: it needs room on the disk, and the record has just made some.
+        Ipam::of(&self.conf.data_dir).free(&[Owner { network, key: key.clone() }])?;
+        removed
     }
 
     fn del(&self) -> Result<(), Error> {
@@ -399,3 +417,6 @@ fn is_own_namespace(netns: &File) -> bool {
     let theirs = of(netns.metadata());
     theirs.is_some() && theirs == of(std::fs::metadata(Path::new("/proc/self/ns/net")))
 }
+
+#[cfg(test)]
+mod tests;
