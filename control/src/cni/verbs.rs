@@ -130,14 +130,14 @@ impl Call<'_> {
         let mut daemon = self.daemon().map_err(later)?;
         let node: CniNode = daemon.ask(Request::CniNode).map_err(later)?;
         let mtu = self.suits(&node)?;
-        if let Some(record) = self.store().read(&key).map_err(io)? {
+        if !matches!(self.store().read(&key), Ok(None)) {
             // An ADD of this attachment that was never undone.
-            self.take_down(&key, Some(record))?;
+            self.take_down(&key, self.leftover(&key)?)?;
         }
         let order = Order { key, pod, path, netns, node, mtu };
         self.make(&order, &mut daemon).map_err(|e| {
             let key = &order.key;
-            let undone = self.store().read(key).map_err(io).and_then(|record| self.take_down(key, record));
+            let undone = self.leftover(key).and_then(|record| self.take_down(key, record));
             match undone {
                 Ok(()) => e,
                 Err(also) => {
@@ -270,8 +270,12 @@ impl Call<'_> {
 
     fn del(&self) -> Result<(), Error> {
         let key = self.key()?;
-        let record = self.store().read(&key).map_err(io)?;
-        self.take_down(&key, record)
+        self.take_down(&key, self.leftover(&key)?)
+    }
+
+    /// The record of what is to be taken down. One that makes no sense is none: device and owner follow from the key.
+    fn leftover(&self, key: &Key) -> Result<Option<Record>, Error> {
+        self.store().read_if_any(key).map_err(io)
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -363,7 +367,22 @@ impl Call<'_> {
             .collect();
         let mut failures = Vec::new();
         let (records, unreadable) = self.store().all().map_err(io)?;
-        failures.extend(unreadable.iter().map(ToString::to_string));
+        let mut keep: BTreeSet<String> = valid.iter().map(Key::device).collect();
+        for e in unreadable {
+            let removed = match (&e, e.device()) {
+                (StoreError::Wrong { path, .. }, Some(device)) if !keep.contains(device) => {
+                    self.store().remove_wrong(path, &self.conf.name)
+                }
+                _ => Ok(false),
+            };
+            match removed {
+                Ok(true) => continue,
+                Ok(false) => failures.push(e.to_string()),
+                Err(also) => failures.push(also.to_string()),
+            }
+            // Whose it is cannot be told.
+            keep.extend(e.device().map(str::to_owned));
+        }
         let ours = |record: &&Record| record.network == self.conf.name;
         for record in records.iter().filter(ours).filter(|r| !valid.contains(&r.key)) {
             if let Err(e) = self.take_down(&record.key, Some(record.clone())) {
@@ -372,11 +391,11 @@ impl Call<'_> {
         }
         let owners = Ipam::of(&self.conf.data_dir).read()?.owners();
         for owner in owners.into_iter().filter(|o| o.network == self.conf.name && !valid.contains(&o.key)) {
-            if let Err(e) = self.take_down(&owner.key, self.store().read(&owner.key).map_err(io)?) {
+            let record = self.leftover(&owner.key);
+            if let Err(e) = record.and_then(|record| self.take_down(&owner.key, record)) {
                 failures.push(format!("{}: {e}", owner.key));
             }
         }
-        let mut keep: BTreeSet<String> = valid.iter().map(Key::device).collect();
         keep.extend(records.into_iter().filter(|r| r.network != self.conf.name).map(|r| r.device));
         let mut netlink = Netlink::route()?;
         for name in netlink.veth_names()?.iter().filter(|n| is_our_device(n) && !keep.contains(*n)) {

@@ -49,9 +49,8 @@ fn key(container: &str) -> Key {
 /// An attachment with a record and two addresses.
 fn attached(call: &Call<'_>, key: &Key, ipam: Option<&str>) -> Record {
     let cidrs = ["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()];
-    let addresses = Ipam::of(&call.conf.data_dir)
-        .allocate(&call.owner(key), &cidrs, &BTreeSet::new())
-        .unwrap();
+    let addresses =
+        Ipam::of(&call.conf.data_dir).allocate(&call.owner(key), &cidrs, &BTreeSet::new()).unwrap();
     let pod = PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: None };
     let (network, netns) = (call.conf.name.clone(), PathBuf::from("/run/netns/x"));
     let new = NewRecord { network, netns, pod, addresses, ipam: ipam.map(str::to_owned) };
@@ -133,4 +132,25 @@ fn half_a_file_is_not_left() {
     std::fs::create_dir(&path).unwrap();
     crate::netdev::saved::save_for_boot(&path, Some(&1)).unwrap_err();
     assert!(!path.with_extension("json.new").exists());
+}
+
+/// A record of another version, or none at all under its name, hinders neither DEL nor what comes after it.
+#[test]
+fn a_record_that_makes_no_sense_is_taken_down() {
+    let dir = Folder::new("wrong");
+    let (env, conf) = (Env::from_iter([]), dir.conf());
+    let call = Call { env: &env, conf: &conf };
+    let key = key("a");
+    let record = attached(&call, &key, None);
+    let mut newer = serde_json::to_value(&record).unwrap();
+    newer["version"] = 99.into();
+    for text in ["{}".to_owned(), newer.to_string()] {
+        attached(&call, &key, None);
+        std::fs::write(dir.file(&key), text).unwrap();
+        let left = call.leftover(&key).unwrap();
+        let (result, deleted, _) = take_down(&call, &key, left);
+        assert!(result.is_ok() && deleted, "{result:?}");
+        assert!(!dir.file(&key).exists());
+        assert_eq!(dir.held(), 0);
+    }
 }
