@@ -62,7 +62,7 @@ fn facts() -> Facts {
         drivers: [(2, native)].into(),
         rp_filter: [("all".to_owned(), 0), ("eth0".to_owned(), 0)].into(),
         sysctl_writable: true,
-        conflists: Vec::new(),
+        conflists: Ok(Vec::new()),
         chains: Some(Vec::new()),
         legacy_tables: Vec::new(),
         ipvs_services: 0,
@@ -204,9 +204,13 @@ fn devices() {
 #[test]
 fn other_plugins() {
     let conflists = |names: &'static [&'static str]| {
-        move |f: &mut Facts| f.conflists = names.iter().map(|n| (*n).to_owned()).collect()
+        move |f: &mut Facts| f.conflists = Ok(names.iter().map(|n| (*n).to_owned()).collect())
     };
     one("network plugins", "", conflists(&["10-fastpath.conflist", "99-loopback.conf"]), "Ok: 10-fastpath");
+    one("network plugins", "", conflists(&[]), "Ok: /etc/cni/net.d is empty");
+    // As in a container that has not the node's folder.
+    let unseen = |f: &mut Facts| f.conflists = Err("No such file or directory".into());
+    one("network plugins", "", unseen, "Warning: /etc/cni/net.d cannot be seen from here: No such file");
     one("network plugins", "", conflists(&["10-calico.conflist"]), "Warning: /etc/cni/net.d/10-calico");
     one(
         "network plugins",
