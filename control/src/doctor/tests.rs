@@ -128,6 +128,10 @@ fn rights_and_memory() {
     one("capabilities", "", without(&[13]), "Error: CAP_NET_RAW is missing");
     one("capabilities", "", without(&[21, 39]), "Error: CAP_BPF is missing");
     one("capabilities", "", without(&[39]), "Ok: all");
+    one("capabilities", "", without(&[21]), "Ok: all");
+    let generic = "[xdp]\nmode = \"generic\"";
+    one("capabilities", generic, without(&[]), "Ok: all");
+    one("capabilities", generic, without(&[21]), "Error: CAP_SYS_ADMIN is missing: xdp.mode = \"generic\"");
     one("capabilities", "", without(&[11]), "Warning: CAP_NET_BROADCAST is missing");
     assert_eq!(find("capabilities", "", |f| f.capabilities = 0).len(), 5);
     let limit = |bytes, capabilities| {
