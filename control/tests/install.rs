@@ -98,8 +98,10 @@ fn every_object_is_known_to_the_api_and_fits_the_others() {
         assert_eq!(dropped, Some(vec!["ALL".to_owned()]), "{}", container.name);
     }
     let added = |c: &Container| c.security_context.clone().and_then(|s| s.capabilities).and_then(|c| c.add);
-    assert_eq!(added(&init[0]), None);
-    assert!(!added(&pod.containers[0]).unwrap().iter().any(|c| c == "SYS_ADMIN"));
+    // To write into folders of another user; the daemon has no need of it.
+    assert_eq!(added(&init[0]), Some(vec!["DAC_OVERRIDE".to_owned()]));
+    let daemon = added(&pod.containers[0]).unwrap();
+    assert!(!daemon.iter().any(|c| c == "SYS_ADMIN" || c == "DAC_OVERRIDE"), "{daemon:?}");
     let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
     for mount in ["/sys/fs/bpf", "/run/fastpath", "/var/lib/fastpath", "/run/netns"] {
         assert!(mounts.iter().any(|m| m.mount_path == mount), "{mount}");
