@@ -72,6 +72,31 @@ pub fn install(places: &Places) -> Result<[PathBuf; 2], InstallError> {
     Ok([binary, config])
 }
 
+/// The configurations in force before one of this name: runtimes take the first by name.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn before(conf_dir: &Path, conflist: &Path) -> io::Result<Vec<String>> {
+    let name = conflist.file_name().unwrap_or_default().to_string_lossy();
+    Ok(configurations(conf_dir)?.into_iter().filter(|other| **other < *name).collect())
+}
+
+/// What libcni takes for a configuration, in its order.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn configurations(conf_dir: &Path) -> io::Result<Vec<String>> {
+    let is_one = |n: &String| {
+        Path::new(n).extension().is_some_and(|e| ["conf", "conflist", "json"].iter().any(|known| e == *known))
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(conf_dir)? {
+        names.extend(entry?.file_name().into_string().ok().filter(is_one));
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// Removes the configuration, then the plugin; what is not there is well.
 ///
 /// # Errors
@@ -197,6 +222,21 @@ mod tests {
         remove(&places).unwrap();
         assert_eq!(dir.files(), [""; 0]);
         remove(&places).unwrap();
+    }
+
+    #[test]
+    fn which_comes_first() {
+        let (dir, places) = Dir::new("first");
+        let [_, config] = install(&places).unwrap();
+        assert_eq!(before(&places.conf_dir, &config).unwrap(), [""; 0]);
+        for name in ["z.json", "10-calico.conflist", "05-b.conf", "05-c.conflist.bak", "README"] {
+            fs::write(places.conf_dir.join(name), "").unwrap();
+        }
+        let all = ["05-b.conf", "10-calico.conflist", "10-fastpath.conflist", "z.json"];
+        assert_eq!(configurations(&places.conf_dir).unwrap(), all);
+        assert_eq!(before(&places.conf_dir, &config).unwrap(), all[..2]);
+        // That it cannot be seen is not that there is none.
+        assert!(configurations(&dir.0.join("nowhere")).is_err());
     }
 
     /// A program that runs stays as it is: its file is replaced, not written.

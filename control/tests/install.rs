@@ -98,12 +98,17 @@ fn every_object_is_known_to_the_api_and_fits_the_others() {
         assert_eq!(dropped, Some(vec!["ALL".to_owned()]), "{}", container.name);
     }
     let added = |c: &Container| c.security_context.clone().and_then(|s| s.capabilities).and_then(|c| c.add);
-    assert_eq!(added(&init[0]), None);
-    assert!(!added(&pod.containers[0]).unwrap().iter().any(|c| c == "SYS_ADMIN"));
+    // To write into folders of another user; the daemon has no need of it.
+    assert_eq!(added(&init[0]), Some(vec!["DAC_OVERRIDE".to_owned()]));
+    let daemon = added(&pod.containers[0]).unwrap();
+    assert!(!daemon.iter().any(|c| c == "SYS_ADMIN" || c == "DAC_OVERRIDE"), "{daemon:?}");
+    let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
     for mount in ["/sys/fs/bpf", "/run/fastpath", "/var/lib/fastpath", "/run/netns"] {
-        let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
         assert!(mounts.iter().any(|m| m.mount_path == mount), "{mount}");
     }
+    // `fastpath doctor` in the pod looks at the node's folder.
+    let seen = mounts.iter().find(|m| m.mount_path == "/etc/cni/net.d").unwrap();
+    assert_eq!((seen.name.as_str(), seen.read_only), ("cni-conf", Some(true)));
 }
 
 /// The rights are those that the source says it uses; that it uses them is shown at a real API server (test `api`).
@@ -184,9 +189,17 @@ fn the_init_container_installs_the_plugin() {
             .args(more)
             .output()
             .unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+        said
     };
-    run(&[]);
+    assert_eq!(run(&[]), "");
+    // Another's that a runtime would take instead.
+    let other = root.join("conf/05-cilium.conflist");
+    std::fs::write(&other, "{}").unwrap();
+    let said = run(&[]);
+    assert!(said.contains("warning") && said.contains("05-cilium.conflist"), "{said}");
+    std::fs::remove_file(&other).unwrap();
     let installed = std::fs::read(root.join("bin/fastpath-cni")).unwrap();
     assert!(installed == std::fs::read(env!("CARGO_BIN_EXE_fastpath")).unwrap(), "the same program");
     let conflist: Value =

@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::de::DeserializeOwned;
 
 use super::{ApiError, Envelope, PROTOCOL, Reply, Request};
@@ -49,13 +51,13 @@ pub enum ClientError {
 }
 
 impl Client {
-    /// Connects to the daemon's socket.
+    /// Connects to the daemon's socket, at once or not at all: a daemon that takes no connections is no daemon.
     ///
     /// # Errors
     /// [`ClientError::Unreachable`], [`ClientError::Denied`].
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let unreachable = |source| ClientError::Unreachable { path: path.to_path_buf(), source };
-        let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
+        let stream = open(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::PermissionDenied => ClientError::Denied { path: path.to_path_buf() },
             _ => unreachable(source),
         })?;
@@ -111,5 +113,56 @@ impl Client {
             Reply { result: Some(result), .. } => Ok(result),
             Reply { .. } => Err(ClientError::Answer("neither result nor error".to_owned())),
         }
+    }
+}
+
+/// A blocking connection, made without waiting: `connect` would, for good, where the listener's queue is full.
+fn open(path: &Path) -> std::io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?).map_err(|e| match e {
+        Errno::AGAIN => std::io::Error::new(std::io::ErrorKind::WouldBlock, "it takes no connections now"),
+        e => e.into(),
+    })?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use rustix::net::{bind, listen, socket};
+
+    use super::*;
+
+    /// A daemon that stands still, and so many calls that no more fit its queue.
+    #[test]
+    fn a_full_queue_is_not_waited_for() {
+        let path = std::env::temp_dir().join(format!("fp-client-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&listener, 1).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let to = path.clone();
+        let asker = std::thread::spawn(move || {
+            let mut waiting = Vec::new();
+            let refused = loop {
+                match Client::connect(&to) {
+                    Ok(client) if waiting.len() < 16 => waiting.push(client),
+                    other => break other.map(drop),
+                }
+            };
+            sender.send(()).unwrap();
+            (waiting.len(), refused)
+        });
+        receiver.recv_timeout(Duration::from_secs(30)).expect("it does not wait");
+        let (connected, refused) = asker.join().unwrap();
+        assert!(connected > 0);
+        assert!(matches!(refused, Err(ClientError::Unreachable { .. })), "{refused:?}");
+        assert!(refused.unwrap_err().to_string().contains("takes no connections"));
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -11,7 +11,7 @@ use super::table::clean;
 use super::{FAILED, Failure, json};
 use crate::config::Config;
 use crate::doctor::{Facts, Finding, Level, examine, worst};
-use crate::install::{Places, install, remove};
+use crate::install::{Places, before, install, remove};
 
 /// Only warnings were found.
 const WARNED: u8 = 4;
@@ -27,7 +27,8 @@ Exit code 0 when all is good, 4 when there are warnings, 1 when something is wro
 pub(super) const INSTALL: &str = "\
 Copies this program as fastpath-cni, and last of all the configuration, by which the container runtime begins to call it.
 Both are replaced at one stroke. --remove takes both away, the configuration first: pods that run are not touched, new
-ones are the next plugin's by name.";
+ones are the next plugin's by name. A warning names the configurations that come before ours: runtimes take the first by
+name.";
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -101,5 +102,16 @@ pub(super) fn install_cni(args: &InstallArgs, out: &mut impl Write) -> Result<()
     for file in install(&places).map_err(failed)? {
         writeln!(out, "{}", file.display())?;
     }
+    let warning = match before(&places.conf_dir, &places.conflist) {
+        Ok(names) if names.is_empty() => return Ok(()),
+        Ok(names) => format!(
+            "{} come first by name, and the runtime takes the first: move them away when switching over",
+            names.join(", ")
+        ),
+        Err(e) => format!("whether another configuration comes first cannot be seen: {e}"),
+    };
+    // Nobody to tell when stderr is closed.
+    let _ =
+        writeln!(std::io::stderr(), "fastpath: warning: {}: {}", places.conf_dir.display(), clean(&warning));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Endpoint records: what ADD made, one file for each attachment. Plugin and daemon both read them.
 //!
-//! A record is written before anything is made and removed when all of it is gone, so whatever a killed plugin leaves
-//! behind is named by one. `deleting` is set first of all by whoever takes it down: from then on the daemon takes no
+//! A record is written before anything is made and removed when all of it is gone but our own addresses, which name their
+//! owner themselves, so whatever a killed plugin leaves behind is found. `deleting` is set first of all by whoever takes it down: from then on the daemon takes no
 //! notice of it. A record is of one boot, and the disk is waited for only where it is to tell GC, after a power loss,
 //! what another IPAM plugin has given out.
 #![forbid(unsafe_code)]
@@ -192,11 +192,43 @@ impl Store {
         let record = load(&path)?;
         match record {
             Some(r) if r.key != *key => {
-                let (device, other) = (key.device(), r.key);
-                Err(StoreError::Wrong { path, why: format!("{device} is also the name for {other}") })
+                Err(StoreError::Taken { path, device: key.device(), other: Box::new(r.key) })
             }
             record => Ok(record),
         }
+    }
+
+    /// As [`Store::read`], for taking it down: what is no record, or one of another version, counts as none, unless it
+    /// names another attachment.
+    ///
+    /// # Errors
+    /// It cannot be read, or is another's.
+    pub fn read_if_any(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        match self.read(key) {
+            Err(StoreError::Wrong { path, .. }) => match saved::load::<Key>(&path) {
+                Ok(Some(other)) if other != *key => {
+                    Err(StoreError::Taken { path, device: key.device(), other: Box::new(other) })
+                }
+                _ => Ok(None),
+            },
+            other => other,
+        }
+    }
+
+    /// Removes a file that [`Store::all`] says is wrong, if it is of this network or names none. Returns whether it did.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove_wrong(&self, path: &Path, network: &str) -> Result<bool, StoreError> {
+        #[derive(Deserialize)]
+        struct OfNetwork {
+            network: String,
+        }
+        if matches!(saved::load::<OfNetwork>(path), Ok(Some(of)) if of.network != network) {
+            return Ok(false);
+        }
+        saved::save::<Record>(path, None)?;
+        Ok(true)
     }
 
     /// Writes a record, whole or not at all.
@@ -279,14 +311,33 @@ pub struct RecordFile {
     changed: (i64, i64),
 }
 
+impl RecordFile {
+    /// The device that the file's name says it is of.
+    #[must_use]
+    pub fn device(&self) -> Option<&str> {
+        device_of(&self.path)
+    }
+}
+
+/// The device that a file's name says it is of.
+fn device_of(path: &Path) -> Option<&str> {
+    path.file_stem()?.to_str()
+}
+
 fn load(path: &Path) -> Result<Option<Record>, StoreError> {
-    match saved::load_for_boot::<Record>(path)? {
-        Some(r) if r.version != VERSION => Err(saved::wrong_version(path, r.version, VERSION).into()),
-        Some(r) if r.device != r.key.device() => {
-            let why = format!("{} is not the device of {}", r.device, r.key);
-            Err(StoreError::Wrong { path: path.to_owned(), why })
+    let wrong = |why: String| StoreError::Wrong { path: path.to_owned(), why };
+    match saved::load_for_boot::<Record>(path) {
+        Ok(Some(r)) if r.version != VERSION => {
+            Err(wrong(format!("its version is {}, this program's is {VERSION}", r.version)))
         }
-        record => Ok(record),
+        Ok(Some(r)) if r.device != r.key.device() => {
+            Err(wrong(format!("{} is not the device of {}", r.device, r.key)))
+        }
+        // What the file holds, and not that it cannot be read.
+        Err(crate::netdev::Error::Record { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
+            Err(wrong(source.to_string()))
+        }
+        record => Ok(record?),
     }
 }
 
@@ -312,6 +363,29 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
+    /// A file is another attachment's, whose device has the same name.
+    #[error("{}: {device} is also the name for {other}", path.display())]
+    Taken {
+        /// The file.
+        path: PathBuf,
+        /// The device.
+        device: String,
+        /// Whose it is.
+        other: Box<Key>,
+    },
+}
+
+impl StoreError {
+    /// The device of the attachment that a file is of, where it is a file and its name says one that is ours.
+    #[must_use]
+    pub fn device(&self) -> Option<&str> {
+        let path = match self {
+            Self::Wrong { path, .. } | Self::Taken { path, .. } => path,
+            Self::File(crate::netdev::Error::Record { path, .. }) => path,
+            Self::File(_) | Self::Folder { .. } => return None,
+        };
+        device_of(path).filter(|name| is_our_device(name))
+    }
 }
 
 #[cfg(test)]
@@ -378,10 +452,26 @@ mod tests {
         moved.device = "eth0".to_owned();
         std::fs::write(folder.join("fpc000000000001.json"), serde_json::to_vec(&moved).unwrap()).unwrap();
         let (good, wrong) = store.all().unwrap();
-        assert_eq!((good, wrong.len()), (vec![a, b.clone()], 2));
+        assert_eq!((good, wrong.len()), (vec![a.clone(), b.clone()], 2));
         store.remove(&key("a")).unwrap();
         assert_eq!(store.read(&key("a")).unwrap(), None);
         assert_eq!(store.all().unwrap().0, [b]);
+        // For taking down: no record, or one of a newer version, is none; what cannot be read, or is another's, is not.
+        let (path, mut newer) = (store.path(&a.key), serde_json::to_value(&a).unwrap());
+        newer["version"] = 2.into();
+        for text in ["{}".to_owned(), "[]".to_owned(), newer.to_string()] {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(store.read(&a.key), Err(StoreError::Wrong { .. })));
+            assert_eq!(store.read_if_any(&a.key).unwrap(), None);
+        }
+        newer["container"] = "other".into();
+        std::fs::write(&path, newer.to_string()).unwrap();
+        assert!(matches!(store.read_if_any(&a.key), Err(StoreError::Taken { .. })));
+        assert!(!store.remove_wrong(&path, "another").unwrap() && path.exists());
+        assert!(store.remove_wrong(&path, "pods").unwrap() && !path.exists());
+        std::fs::create_dir(&path).unwrap();
+        let e = store.read_if_any(&a.key).unwrap_err();
+        assert!(matches!(e, StoreError::File(_)) && e.device() == Some(&a.device), "{e:?}");
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

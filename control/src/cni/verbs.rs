@@ -2,8 +2,8 @@
 //!
 //! ADD: addresses, record, veth (the pod's end down), attachment by the daemon under the pod's policies, the pod's end
 //! up. Whatever fails on the way undoes all of it by the same steps as DEL: mark the record, remove the veth, tell the
-//! daemon, give the addresses back, remove the record. Each step may find its work done, so the whole can be repeated
-//! after a crash at any point, by DEL or by GC.
+//! daemon, have another's addresses given back, remove the record, give our own back. Each step may find its work done,
+//! so the whole can be repeated after a crash at any point, by DEL or by GC.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -130,14 +130,14 @@ impl Call<'_> {
         let mut daemon = self.daemon().map_err(later)?;
         let node: CniNode = daemon.ask(Request::CniNode).map_err(later)?;
         let mtu = self.suits(&node)?;
-        if let Some(record) = self.store().read(&key).map_err(io)? {
+        if !matches!(self.store().read(&key), Ok(None)) {
             // An ADD of this attachment that was never undone.
-            self.take_down(&key, Some(record))?;
+            self.take_down(&key, self.leftover(&key)?)?;
         }
         let order = Order { key, pod, path, netns, node, mtu };
         self.make(&order, &mut daemon).map_err(|e| {
             let key = &order.key;
-            let undone = self.store().read(key).map_err(io).and_then(|record| self.take_down(key, record));
+            let undone = self.leftover(key).and_then(|record| self.take_down(key, record));
             match undone {
                 Ok(()) => e,
                 Err(also) => {
@@ -232,28 +232,50 @@ impl Call<'_> {
 
     /// Takes an attachment down, whatever there is of it.
     fn take_down(&self, key: &Key, record: Option<Record>) -> Result<(), Error> {
+        self.take_down_by(key, record, |device| Ok(Netlink::route()?.delete_link(device).map(drop)?))
+    }
+
+    /// As [`Call::take_down`]; `delete` removes the device. A disk that takes nothing more keeps only our own addresses
+    /// from being given back: whose they are stands with them, and DEL or GC finds them later.
+    fn take_down_by(
+        &self,
+        key: &Key,
+        record: Option<Record>,
+        delete: impl FnOnce(&str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let store = self.store();
         let ipam = record.as_ref().map_or(self.conf.ipam.clone(), |r| r.ipam.clone());
         let network = record.as_ref().map_or(self.conf.name.clone(), |r| r.network.clone());
         if let Some(record) = record.filter(|r| !r.deleting) {
-            store.write(&Record { deleting: true, ..record }).map_err(io)?;
+            let marked = store.write(&Record { deleting: true, ..record });
+            if marked.is_err() && ipam.is_none() {
+                // Removing needs no room, and says the same. What another plugin gave out only the record tells: it stays
+                // until that is given back. What cannot be removed now is reported in the end.
+                let _ = store.remove(key);
+            }
         }
-        Netlink::route()?.delete_link(&key.device())?;
+        delete(&key.device())?;
         // A daemon that is away learns of it from the records when it is back.
         if let Ok(mut daemon) = self.daemon() {
             let _ = daemon.ask_within::<CniDetached>(DETACH, Request::CniDetach { key: key.clone() });
         }
-        Ipam::of(&self.conf.data_dir).free(&[Owner { network, key: key.clone() }])?;
         if let Some(name) = &ipam {
             self.delegate(name)?.del(&key.container, &key.ifname)?;
         }
-        store.remove(key).map_err(io)
+        let removed = store.remove(key).map_err(io);
+        // Last: it needs room on the disk, and the record has just made some.
+        Ipam::of(&self.conf.data_dir).free(&[Owner { network, key: key.clone() }])?;
+        removed
     }
 
     fn del(&self) -> Result<(), Error> {
         let key = self.key()?;
-        let record = self.store().read(&key).map_err(io)?;
-        self.take_down(&key, record)
+        self.take_down(&key, self.leftover(&key)?)
+    }
+
+    /// The record of what is to be taken down. One that makes no sense is none: device and owner follow from the key.
+    fn leftover(&self, key: &Key) -> Result<Option<Record>, Error> {
+        self.store().read_if_any(key).map_err(io)
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -345,7 +367,22 @@ impl Call<'_> {
             .collect();
         let mut failures = Vec::new();
         let (records, unreadable) = self.store().all().map_err(io)?;
-        failures.extend(unreadable.iter().map(ToString::to_string));
+        let mut keep: BTreeSet<String> = valid.iter().map(Key::device).collect();
+        for e in unreadable {
+            let removed = match (&e, e.device()) {
+                (StoreError::Wrong { path, .. }, Some(device)) if !keep.contains(device) => {
+                    self.store().remove_wrong(path, &self.conf.name)
+                }
+                _ => Ok(false),
+            };
+            match removed {
+                Ok(true) => continue,
+                Ok(false) => failures.push(e.to_string()),
+                Err(also) => failures.push(also.to_string()),
+            }
+            // Whose it is cannot be told.
+            keep.extend(e.device().map(str::to_owned));
+        }
         let ours = |record: &&Record| record.network == self.conf.name;
         for record in records.iter().filter(ours).filter(|r| !valid.contains(&r.key)) {
             if let Err(e) = self.take_down(&record.key, Some(record.clone())) {
@@ -354,11 +391,11 @@ impl Call<'_> {
         }
         let owners = Ipam::of(&self.conf.data_dir).read()?.owners();
         for owner in owners.into_iter().filter(|o| o.network == self.conf.name && !valid.contains(&o.key)) {
-            if let Err(e) = self.take_down(&owner.key, self.store().read(&owner.key).map_err(io)?) {
+            let record = self.leftover(&owner.key);
+            if let Err(e) = record.and_then(|record| self.take_down(&owner.key, record)) {
                 failures.push(format!("{}: {e}", owner.key));
             }
         }
-        let mut keep: BTreeSet<String> = valid.iter().map(Key::device).collect();
         keep.extend(records.into_iter().filter(|r| r.network != self.conf.name).map(|r| r.device));
         let mut netlink = Netlink::route()?;
         for name in netlink.veth_names()?.iter().filter(|n| is_our_device(n) && !keep.contains(*n)) {
@@ -399,3 +436,6 @@ fn is_own_namespace(netns: &File) -> bool {
     let theirs = of(netns.metadata());
     theirs.is_some() && theirs == of(std::fs::metadata(Path::new("/proc/self/ns/net")))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cni::record::{Key, Record, RecordFile, Store, boot_id};
+use crate::cni::record::{Key, Record, RecordFile, Store, StoreError, boot_id};
 use crate::model::{Model, ObjectName, Pod};
 
 /// The records, and the model with them.
@@ -39,7 +39,7 @@ enum Content {
     Served(Arc<Record>),
     /// One that is not, or nothing any more.
     Nothing,
-    /// Nothing that can be read.
+    /// What makes no sense.
     Wrong(String),
 }
 
@@ -75,18 +75,26 @@ impl Endpoints {
     }
 
     fn follow(&mut self, files: BTreeSet<RecordFile>) {
-        let mut read = BTreeMap::new();
+        let (mut read, mut unread) = (BTreeMap::new(), Vec::new());
         for file in files {
-            let content = self.read.remove(&file).unwrap_or_else(|| match self.store.open(&file) {
-                Ok(Some(record)) if self.is_served(&record) => Content::Served(Arc::new(record)),
-                Ok(_) => Content::Nothing,
-                Err(e) => Content::Wrong(format!("endpoint record: {e}")),
-            });
-            read.insert(file, content);
+            let known = self.read.remove(&file);
+            let content = known.map_or_else(|| self.look(&file), Ok);
+            match content {
+                Ok(content) => {
+                    read.insert(file, content);
+                }
+                Err(e) => unread.push((file, e)),
+            }
         }
         self.read = read;
         self.problems.clear();
-        self.records.clear();
+        let known = std::mem::take(&mut self.records);
+        for (file, e) in unread {
+            self.problems.push(format!("endpoint record: {e}"));
+            // What is known stays in force, and the file is read again the next time.
+            let stays = known.values().find(|r| Some(r.device.as_str()) == file.device());
+            self.records.extend(stays.map(|r| (r.key.clone(), Arc::clone(r))));
+        }
         for content in self.read.values() {
             match content {
                 Content::Served(record) => {
@@ -95,6 +103,16 @@ impl Endpoints {
                 Content::Nothing => {}
                 Content::Wrong(problem) => self.problems.push(problem.clone()),
             }
+        }
+    }
+
+    /// Reads a file; an error is one of reading, and may be another the next time.
+    fn look(&self, file: &RecordFile) -> Result<Content, StoreError> {
+        match self.store.open(file) {
+            Ok(Some(record)) if self.is_served(&record) => Ok(Content::Served(Arc::new(record))),
+            Ok(_) => Ok(Content::Nothing),
+            Err(e @ StoreError::Wrong { .. }) => Ok(Content::Wrong(format!("endpoint record: {e}"))),
+            Err(e) => Err(e),
         }
     }
 
@@ -130,7 +148,7 @@ impl Endpoints {
         self.records.values().filter(|r| !self.pods.contains_key(&r.key)).map(AsRef::as_ref)
     }
 
-    /// Records that cannot be read, one sentence each.
+    /// Records that cannot be read or make no sense, one sentence each.
     pub(super) fn problems(&self) -> &[String] {
         &self.problems
     }

@@ -118,7 +118,7 @@ pub(super) fn bpffs(facts: &Facts, config: &Config, out: &mut Findings) {
     }
 }
 
-pub(super) fn capabilities(facts: &Facts, _: &Config, out: &mut Findings) {
+pub(super) fn capabilities(facts: &Facts, config: &Config, out: &mut Findings) {
     let has = |bit: u32| facts.capabilities >> bit & 1 == 1;
     let missing =
         CAPABILITIES.iter().filter(|(bit, ..)| !(has(*bit) || matches!(bit, 38 | 39) && has(SYS_ADMIN)));
@@ -132,7 +132,16 @@ pub(super) fn capabilities(facts: &Facts, _: &Config, out: &mut Findings) {
     for (_, name, why, _) in &useful {
         out.warning(format!("{name} is missing: {why}"), "give it to the process too");
     }
-    if needed.is_empty() && useful.is_empty() {
+    // Turning off offloads that generic XDP cannot go with is done in the pods' namespaces.
+    let enters = config.xdp.mode == XdpMode::Generic && !has(SYS_ADMIN);
+    if enters {
+        out.error(
+            "CAP_SYS_ADMIN is missing: xdp.mode = \"generic\" needs it to enter the pods' namespaces",
+            "give it to the process too (securityContext.capabilities.add, AmbientCapabilities and CapabilityBoundingSet), or \
+             xdp.mode = \"auto\"",
+        );
+    }
+    if needed.is_empty() && useful.is_empty() && !enters {
         out.ok("all that are needed");
     }
 }

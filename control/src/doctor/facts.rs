@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::{Config, SourceKind};
+use crate::install::configurations;
 use crate::netdev::features::{XdpFeatures, xdp_features};
 use crate::netdev::nft::{self, Chain};
 use crate::netdev::reserved::SYSCTL;
@@ -51,8 +52,8 @@ pub struct Facts {
     pub networkd: Option<bool>,
     /// Whether `ip_local_reserved_ports` can be written.
     pub sysctl_writable: bool,
-    /// Files of `/etc/cni/net.d` that a runtime reads, in its order.
-    pub conflists: Vec<String>,
+    /// Files of `/etc/cni/net.d` that a runtime reads, in its order; or why they cannot be seen.
+    pub conflists: Result<Vec<String>, String>,
     /// Chains of the packet filter; `None` when they cannot be read.
     pub chains: Option<Vec<Chain>>,
     /// Tables of `iptables-legacy` in use.
@@ -106,7 +107,7 @@ impl Facts {
             rp_filter: rp_filter(Path::new("/proc/sys/net/ipv4/conf")),
             networkd: super::networkd::ask(),
             sysctl_writable: fs::File::options().append(true).open(sysctl::path(SYSCTL)).is_ok(),
-            conflists: conflists(Path::new("/etc/cni/net.d")),
+            conflists: configurations(Path::new("/etc/cni/net.d")).map_err(|e| e.to_string()),
             chains: nft::chains().ok(),
             legacy_tables: legacy_tables(),
             // The first three lines are headings.
@@ -169,18 +170,6 @@ fn rp_filter(conf: &Path) -> BTreeMap<String, u8> {
     devices.flatten().filter_map(of).collect()
 }
 
-/// What libcni takes for a configuration; the first by name is in force.
-fn conflists(dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
-    let is_one = |n: &String| {
-        Path::new(n).extension().is_some_and(|e| ["conf", "conflist", "json"].iter().any(|known| e == *known))
-    };
-    let mut names: Vec<String> = names.filter(is_one).collect();
-    names.sort();
-    names
-}
-
 fn legacy_tables() -> Vec<String> {
     let read = |file: &str| fs::read_to_string(format!("/proc/net/{file}")).unwrap_or_default();
     let text = read("ip_tables_names") + &read("ip6_tables_names");
@@ -215,16 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn files_a_runtime_reads() {
+    fn files_of_the_source() {
         let dir = std::env::temp_dir().join(format!("fastpath-doctor-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        for name in ["10-a.conflist", "05-b.conf", "z.json", "10-c.conflist.bak", "README"] {
+        for name in ["a.yaml", "z.json", "a.yaml.bak", "README"] {
             fs::write(dir.join(name), "").unwrap();
         }
-        assert_eq!(conflists(&dir), ["05-b.conf", "10-a.conflist", "z.json"]);
-        assert_eq!(manifests(&dir), Ok(1));
+        assert_eq!(manifests(&dir), Ok(2));
         fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(conflists(&dir), [""; 0]);
         assert!(manifests(&dir).is_err());
     }
 }

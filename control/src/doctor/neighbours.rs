@@ -25,11 +25,21 @@ const DEVICES: &[(&str, &str)] = &[
 ];
 
 pub(super) fn plugins(facts: &Facts, _: &Config, out: &mut Findings) {
-    let first = facts.conflists.first().map(String::as_str);
-    match first {
+    match &facts.conflists {
+        Ok(names) => in_force(names, out),
+        Err(e) => out.warning(
+            format!("/etc/cni/net.d cannot be seen from here: {e}"),
+            format!("look on the node itself, or mount the folder: {OURS} must come first by name"),
+        ),
+    }
+    devices(facts, out);
+}
+
+fn in_force(names: &[String], out: &mut Findings) {
+    match names.first().map(String::as_str) {
         None => out.ok("/etc/cni/net.d is empty"),
         Some(OURS) => out.ok(format!("{OURS} is in force")),
-        Some(other) if facts.conflists.iter().any(|c| c == OURS) => out.error(
+        Some(other) if names.iter().any(|c| c == OURS) => out.error(
             format!("/etc/cni/net.d/{other} comes before {OURS}: runtimes take the first by name"),
             format!("move {other} away once no pod of its plugin runs here (kubectl drain)"),
         ),
@@ -38,6 +48,9 @@ pub(super) fn plugins(facts: &Facts, _: &Config, out: &mut Findings) {
             format!("{OURS} must come first by name: move {other} away when switching over"),
         ),
     }
+}
+
+fn devices(facts: &Facts, out: &mut Findings) {
     let Ok(net) = &facts.net else { return };
     // A VXLAN device of flannel's is told by its name and kind; "lxc" and "eni" are names others use as well.
     for (prefix, whose) in DEVICES {

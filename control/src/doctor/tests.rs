@@ -63,7 +63,7 @@ fn facts() -> Facts {
         rp_filter: [("all".to_owned(), 0), ("eth0".to_owned(), 0)].into(),
         networkd: None,
         sysctl_writable: true,
-        conflists: Vec::new(),
+        conflists: Ok(Vec::new()),
         chains: Some(Vec::new()),
         legacy_tables: Vec::new(),
         ipvs_services: 0,
@@ -129,6 +129,10 @@ fn rights_and_memory() {
     one("capabilities", "", without(&[13]), "Error: CAP_NET_RAW is missing");
     one("capabilities", "", without(&[21, 39]), "Error: CAP_BPF is missing");
     one("capabilities", "", without(&[39]), "Ok: all");
+    one("capabilities", "", without(&[21]), "Ok: all");
+    let generic = "[xdp]\nmode = \"generic\"";
+    one("capabilities", generic, without(&[]), "Ok: all");
+    one("capabilities", generic, without(&[21]), "Error: CAP_SYS_ADMIN is missing: xdp.mode = \"generic\"");
     one("capabilities", "", without(&[11]), "Warning: CAP_NET_BROADCAST is missing");
     assert_eq!(find("capabilities", "", |f| f.capabilities = 0).len(), 5);
     let limit = |bytes, capabilities| {
@@ -218,9 +222,13 @@ fn devices() {
 #[test]
 fn other_plugins() {
     let conflists = |names: &'static [&'static str]| {
-        move |f: &mut Facts| f.conflists = names.iter().map(|n| (*n).to_owned()).collect()
+        move |f: &mut Facts| f.conflists = Ok(names.iter().map(|n| (*n).to_owned()).collect())
     };
     one("network plugins", "", conflists(&["10-fastpath.conflist", "99-loopback.conf"]), "Ok: 10-fastpath");
+    one("network plugins", "", conflists(&[]), "Ok: /etc/cni/net.d is empty");
+    // As in a container that has not the node's folder.
+    let unseen = |f: &mut Facts| f.conflists = Err("No such file or directory".into());
+    one("network plugins", "", unseen, "Warning: /etc/cni/net.d cannot be seen from here: No such file");
     one("network plugins", "", conflists(&["10-calico.conflist"]), "Warning: /etc/cni/net.d/10-calico");
     one(
         "network plugins",

@@ -65,12 +65,18 @@ fn put<T: Serialize>(path: &Path, content: Option<&T>, sync: bool) -> Result<(),
             };
         };
         let beside = path.with_extension("json.new");
-        let mut file = fs::File::create(&beside)?;
-        file.write_all(&serde_json::to_vec(content)?)?;
-        if sync {
-            file.sync_all()?;
+        let placed = fs::File::create(&beside).and_then(|mut file| {
+            file.write_all(&serde_json::to_vec(content)?)?;
+            if sync {
+                file.sync_all()?;
+            }
+            fs::rename(&beside, path)
+        });
+        if placed.is_err() {
+            // What there was room for on a full disk takes it from others.
+            let _ = fs::remove_file(&beside);
         }
-        fs::rename(&beside, path)
+        placed
     };
     write().map_err(|source| Error::Record { what: "write", path: path.to_owned(), source })
 }

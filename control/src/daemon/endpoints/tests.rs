@@ -201,3 +201,29 @@ fn addresses_of_pods_that_others_made() {
     let want = ["10.0.0.3", "fd00::3"].map(|a| a.parse().unwrap());
     assert_eq!(endpoints.foreign_addresses(&source, NODE), BTreeSet::from(want));
 }
+
+/// A file that cannot be read now: the record known before stays, and the file is read again though it has not changed.
+#[test]
+fn an_error_of_reading_is_not_kept() {
+    let dir = Folder::new("unreadable");
+    let store = Store::of(&dir.0);
+    let a = record("c1", "a", None, &["10.0.0.1"], 1);
+    store.write(&a).unwrap();
+    let mut endpoints = Endpoints::open(&dir.0);
+    // A link stays the same file, whatever it leads to; reading a folder is an error of reading.
+    let file = dir.0.join(format!("endpoints/{}.json", a.device));
+    let target = dir.0.join("target");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    std::os::unix::fs::symlink(&target, &file).unwrap();
+    assert!(endpoints.reload());
+    assert_eq!(endpoints.problems().len(), 1);
+    assert_eq!(endpoints.get(&a.key).map(AsRef::as_ref), Some(&a), "what is known stays in force");
+    assert!(!endpoints.reload());
+    let newer = Record { created_us: 2, ..a.clone() };
+    std::fs::remove_dir(&target).unwrap();
+    std::fs::write(&target, serde_json::to_vec(&newer).unwrap()).unwrap();
+    assert!(endpoints.reload());
+    assert_eq!(endpoints.problems(), [""; 0]);
+    assert_eq!(endpoints.get(&a.key).map(AsRef::as_ref), Some(&newer));
+}

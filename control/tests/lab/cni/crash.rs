@@ -1,8 +1,11 @@
-//! Processes that are killed, a daemon that is away, a machine that was restarted.
+//! Processes that are killed, a daemon that is away, a machine that was restarted, a disk that is full.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -156,4 +159,64 @@ fn the_machine_was_restarted() {
         let status = cli.status();
         (status.0["degraded"].as_array().unwrap().is_empty()).then_some(())
     });
+}
+
+/// A small disk of its own in the place of a folder.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(folder: &Path) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
+        let size = Some("size=256k,mode=0755");
+        mount(Some("fplab"), folder, Some("tmpfs"), MsFlags::empty(), size).expect("a tmpfs is mounted");
+        Self(folder.to_owned())
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+
+    /// Until not a byte more fits.
+    fn fill(&self) {
+        let mut filler = std::fs::File::options().create(true).append(true).open(self.filler()).unwrap();
+        while filler.write(&[1; 4096]).is_ok() {}
+        std::fs::write(self.0.join("more"), "1").expect_err("the disk is full");
+        std::fs::remove_file(self.0.join("more")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// DEL and GC need no room; an ADD that finds none leaves nothing.
+#[test]
+fn a_full_disk() {
+    let lab = lab(&["a"]);
+    let runtime = Runtime::of(lab.node("a"));
+    let disk = Disk::mount(&runtime.data_dir);
+    let (p, q, stays) = (runtime.pod(&lab, "p"), runtime.pod(&lab, "q"), runtime.pod(&lab, "stays"));
+    runtime.add(&p);
+    runtime.add(&q);
+    let ips = addresses(&runtime.add(&stays));
+    disk.fill();
+    runtime.del(&p);
+    disk.fill();
+    runtime.gc(&[&stays]);
+    let (veths, records, held) = runtime.holds();
+    assert_eq!((veths.len(), records, held), (1, 1, 2));
+    disk.fill();
+    let late = runtime.pod(&lab, "late");
+    let answer = runtime.call("ADD", Some(&late));
+    assert!(!answer.ok, "{}", answer.json);
+    let (veths, records, held) = runtime.holds();
+    assert_eq!((veths.len(), records, held), (1, 1, 2));
+    // There is room again.
+    std::fs::remove_file(disk.filler()).unwrap();
+    runtime.add(&late);
+    talks(&late, &stays, &ips);
+    runtime.gc(&[]);
+    runtime.holds_nothing();
 }

@@ -209,6 +209,8 @@ fn gc_takes_what_leaked() {
     let owner = fastpath_control::cni::ipam::Owner { network: "pods".to_owned(), key };
     ipam.allocate(&owner, &["10.77.1.0/24".parse().unwrap()], &BTreeSet::new()).unwrap();
     assert_eq!(runtime.holds().2, 7);
+    // A record that makes no sense.
+    std::fs::write(runtime.data_dir.join("endpoints/fpc0123456789ab.json"), "{}").unwrap();
     runtime.gc(&[&stays]);
     let (veths, records, addresses) = runtime.holds();
     assert_eq!((veths.len(), records, addresses), (2, 2, 4));
