@@ -150,6 +150,8 @@ const INTERFACE: &str = "fastpath.io/interface";
 const NETNS: &str = "fastpath.io/netns";
 /// MAC address of a pod's side of its veth.
 const POD_MAC: &str = "fastpath.io/mac";
+/// What a pod may say of its devices.
+pub(super) const POD_ANNOTATIONS: [&str; 3] = [INTERFACE, NETNS, POD_MAC];
 /// MAC address of a node's VTEP, whatever the outer family.
 const VTEP_MAC: &str = "fastpath.io/vtep-mac";
 /// The same by Calico and flannel, by outer family.

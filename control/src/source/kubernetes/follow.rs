@@ -87,14 +87,19 @@ struct PageMeta {
 }
 
 /// Follows `kind` until the receiver is gone.
-pub(super) async fn follow(client: Client, kind: &'static Kind, to: mpsc::Sender<Message>) {
+pub(super) async fn follow(
+    client: Client,
+    kind: &'static Kind,
+    annotations: bool,
+    to: mpsc::Sender<Message>,
+) {
     let path = if kind.group.is_empty() {
         format!("/api/{}/{}", kind.version, kind.plural)
     } else {
         format!("/apis/{}/{}/{}", kind.group, kind.version, kind.plural)
     };
-    let mut follower =
-        Follower { client, kind, request: Request::new(path), to, backoff: Backoff::new(), listed: false };
+    let (request, backoff) = (Request::new(path), Backoff::new());
+    let mut follower = Follower { client, kind, annotations, request, to, backoff, listed: false };
     // Ends with the receiver.
     let _ = follower.run().await;
 }
@@ -102,6 +107,8 @@ pub(super) async fn follow(client: Client, kind: &'static Kind, to: mpsc::Sender
 struct Follower {
     client: Client,
     kind: &'static Kind,
+    /// Whether pods' annotations about devices are honoured.
+    annotations: bool,
     request: Request,
     to: mpsc::Sender<Message>,
     backoff: Backoff,
@@ -156,7 +163,7 @@ impl Follower {
             for item in page.items.iter().flatten() {
                 let value: Value = serde_json::from_str(item.get())
                     .map_err(|e| Failure::Lost(format!("an object of a list is none: {e}")))?;
-                seen.extend(decode(self.kind, value));
+                seen.extend(decode(self.kind, value, self.annotations));
                 // Other kinds, and the gatherer, have their turn between objects of a large list.
                 tokio::task::consume_budget().await;
             }
@@ -242,7 +249,7 @@ impl Follower {
         match event {
             WatchEvent::Added(value) | WatchEvent::Modified(value) => {
                 note_version(&value, version);
-                if let Some(seen) = decode(self.kind, value) {
+                if let Some(seen) = decode(self.kind, value, self.annotations) {
                     self.tell(Message::Seen(Box::new(seen), version.clone())).await?;
                 }
             }

@@ -1,5 +1,7 @@
 use serde_json::json;
 
+use std::path::Path;
+
 use super::*;
 use crate::config::SourceKind;
 use crate::model::ObjectName;
@@ -20,7 +22,8 @@ impl Bench {
         let (publish_state, state) = watch::channel(SourceState::new(SourceKind::Kubernetes));
         let (report, _) = watch::channel(Vec::new());
         let (to, messages) = mpsc::channel(16);
-        let mut gather = Gather::new(data_dir, publish, publish_state, report);
+        let mut gather =
+            Gather::new(data_dir.map(|d| SavedState::new(d, true)), publish, publish_state, report);
         let task = tokio::spawn(async move {
             gather.run(messages).await;
             gather.save();
@@ -59,7 +62,7 @@ fn pod(number: u32) -> Message {
     let [_, _, a, b] = number.to_be_bytes();
     let object = json!({"metadata": {"name": format!("p{number}"), "namespace": "a"},
         "spec": {"containers": []}, "status": {"podIPs": [{"ip": format!("10.1.{a}.{b}")}]}});
-    Message::Seen(Box::new(decode(kind("Pod"), object).unwrap()), number.to_string())
+    Message::Seen(Box::new(decode(kind("Pod"), object, true).unwrap()), number.to_string())
 }
 
 /// Time is tokio's own here: it passes when nothing else can.

@@ -17,7 +17,7 @@ enum Step {
 
 fn seen(kind: &'static str, object: Value) -> Seen {
     let kind = KINDS.iter().find(|k| k.kind == kind).expect("a kind we follow");
-    decode(kind, object).expect("it has a name")
+    decode(kind, object, true).expect("it has a name")
 }
 
 const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "fd00::3"];
