@@ -30,6 +30,10 @@ const ANSWER: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(75);
 /// Shortest life of a watch that is not a failure.
 const SHORT: Duration = Duration::from_secs(1);
+/// A watch of this age is not that of a version which the server gives and does not have.
+const CALM: Duration = Duration::from_secs(30);
+/// Longest wait between lists after versions that are gone one after the other.
+const RELIST: Duration = Duration::from_secs(5);
 /// Times that taking up a watch may fail by the server's word before its version is given up.
 const TRIES: u32 = 3;
 
@@ -44,6 +48,9 @@ pub(super) enum Message {
     Page(Vec<Seen>),
     /// A list is complete: what is not in it is gone. `again` unless it was the first.
     Listed { kind: &'static Kind, names: HashSet<Key>, version: String, again: bool },
+    /// What was watched from is gone: the kind is known again, and seen as it changes, once it has been listed and
+    /// a watch is open.
+    Stale(&'static Kind, String),
     /// A watch is open.
     Open(&'static Kind),
     /// A bookmark.
@@ -98,8 +105,9 @@ pub(super) async fn follow(
     } else {
         format!("/apis/{}/{}/{}", kind.group, kind.version, kind.plural)
     };
-    let (request, backoff) = (Request::new(path), Backoff::new());
-    let mut follower = Follower { client, kind, annotations, request, to, backoff, listed: false };
+    let request = Request::new(path);
+    let (backoff, relists) = (Backoff::new(), Backoff::up_to(RELIST));
+    let mut follower = Follower { client, kind, annotations, request, to, backoff, relists, listed: false };
     // Ends with the receiver.
     let _ = follower.run().await;
 }
@@ -111,7 +119,10 @@ struct Follower {
     annotations: bool,
     request: Request,
     to: mpsc::Sender<Message>,
+    /// After failures.
     backoff: Backoff,
+    /// After versions that are gone: the server answers, so the waits of an outage before are over.
+    relists: Backoff,
     /// Whether a list was complete before.
     listed: bool,
 }
@@ -219,6 +230,7 @@ impl Follower {
                         Next::Go => {
                             refused = 0;
                             self.backoff.reset();
+                            self.relists.reset();
                         }
                         Next::List(e) => return self.relist(&e).await,
                         Next::Stop(reason) => {
@@ -234,6 +246,12 @@ impl Follower {
                     Err(_) => break None,
                 }
             };
+            if opened.elapsed() >= SHORT {
+                self.backoff.reset();
+            }
+            if opened.elapsed() >= CALM {
+                self.relists.reset();
+            }
             match end {
                 None if opened.elapsed() >= SHORT => {}
                 None => sleep(self.backoff.delay()).await,
@@ -271,9 +289,12 @@ impl Follower {
 
     /// What is known stays in force while the new list comes.
     async fn relist(&mut self, why: &Error) -> Result<(), Ended> {
-        tracing::info!(kind = self.kind.kind, "listed again: {}", reason(why));
+        let why = reason(why);
+        tracing::info!(kind = self.kind.kind, "listed again: {why}");
+        self.tell(Message::Stale(self.kind, why)).await?;
+        self.backoff.reset();
         // At once the first time, as after every watch that brought something.
-        sleep(self.backoff.delay().saturating_sub(Duration::from_millis(200))).await;
+        sleep(self.relists.delay().saturating_sub(Duration::from_millis(200))).await;
         Ok(())
     }
 }
@@ -322,3 +343,6 @@ fn note_version(value: &Value, version: &mut String) {
         new.clone_into(version);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,6 +158,10 @@ impl Gather {
                 self.away.remove(kind.plural);
                 self.connection();
             }
+            Message::Stale(kind, reason) => {
+                self.away.insert(kind.plural, Some(format!("{}: to be listed again: {reason}", kind.plural)));
+                self.connection();
+            }
             Message::Bookmark(kind, version) => self.contact(Some(kind), version),
             Message::Lost(kind, reason) => {
                 self.state.send_if_modified(|s| {

@@ -130,6 +130,24 @@ async fn a_list_is_the_truth() {
     assert!(Arc::ptr_eq(old, new), "an object that did not change is the same one");
 }
 
+/// Nobody watches a kind whose version is gone until it has been listed: that is said, and is no error.
+#[tokio::test(start_paused = true)]
+async fn a_stale_kind_is_away() {
+    let bench = Bench::start(None);
+    bench.all_listed().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(bench.state.borrow().connected);
+    bench.say(Message::Stale(kind("Pod"), "too old resource version (410)".to_owned())).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let state = bench.state.borrow().clone();
+    assert_eq!((state.connected, state.errors), (false, 0), "{state:?}");
+    assert!(state.trouble()[0].contains("pods: to be listed again: too old"), "{:?}", state.trouble());
+    bench.listed(kind("Pod"), &[]).await;
+    bench.say(Message::Open(kind("Pod"))).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(bench.state.borrow().connected);
+}
+
 /// Away: what is known stays. At a start: the saved state, once it is clear that the API does not answer.
 #[tokio::test(start_paused = true)]
 async fn the_saved_state_bridges() {
