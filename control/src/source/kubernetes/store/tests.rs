@@ -183,3 +183,44 @@ fn the_last_good_state_stays() {
     assert!(store.remove(&key("NetworkPolicy", "a", "p")));
     assert!(store.names("NetworkPolicy").is_empty());
 }
+
+/// An object that was deleted while nobody looked, and made anew with a mistake: the old one's state is not its own.
+#[test]
+fn the_last_good_state_is_the_objects_own() {
+    let object = |kind: &'static str, uid: &str, good: bool| {
+        let meta =
+            |namespaced: bool| json!({"name": "p", "namespace": namespaced.then_some("a"), "uid": uid});
+        let label = if good { "v" } else { "not a label value" };
+        match kind {
+            "Pod" => json!({"metadata": meta(true), "spec": {"containers": [], "nodeName": "n"},
+                "status": {"podIPs": [{"ip": if good { "10.0.0.1" } else { "127.0.0.1" }}]}}),
+            "Node" => {
+                json!({"metadata": meta(false), "spec": {"podCIDR": if good { "10.0.0.0/24" } else { "x" }}})
+            }
+            "NetworkPolicy" => {
+                json!({"metadata": meta(true), "spec": {"podSelector": {"matchLabels": {"k": label}}}})
+            }
+            "Service" => json!({"metadata": meta(true), "spec": {"ports": [{"port": u16::from(good)}]}}),
+            _ => {
+                json!({"metadata": meta(true), "addressType": if good { "IPv4" } else { "x" }, "endpoints": []})
+            }
+        }
+    };
+    for kind in ["Pod", "Node", "NetworkPolicy", "Service", "EndpointSlice"] {
+        let in_force = |store: &Store| {
+            let m = store.model();
+            m.pods.len() + m.nodes.len() + m.policies.len() + m.services.len() + m.slices.len()
+        };
+        let mut store = Store::default();
+        assert!(store.put(seen(kind, object(kind, "first", true))), "{kind}");
+        assert_eq!(in_force(&store), 1, "{kind}");
+        assert!(store.put(seen(kind, object(kind, "first", false))), "{kind}");
+        assert_eq!((in_force(&store), store.wrong().len()), (1, 1), "{kind}: its own last good state");
+        assert!(store.put(seen(kind, object(kind, "second", false))), "{kind}");
+        assert_eq!((in_force(&store), store.wrong().len()), (0, 1), "{kind}: not another's");
+        assert_eq!(&*store.wrong()[0].uid, "second", "{kind}");
+        assert_eq!(store.names(kind).len(), 1, "{kind}");
+        assert!(store.put(seen(kind, object(kind, "second", true))), "{kind}");
+        assert_eq!((in_force(&store), store.wrong().len()), (1, 0), "{kind}");
+    }
+}
