@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::super::document::Document;
-use super::super::kinds::{Key, Kind, Object, POD_ANNOTATIONS};
+use super::super::kinds::{Key, Kind, Object, POD_ANNOTATIONS, closed};
 use super::super::{Problem, Severity};
 
 /// An object as the API has it now.
@@ -14,6 +14,8 @@ pub(super) struct Seen {
     pub(super) key: Key,
     /// `None` when it cannot be honoured; the problems say why.
     pub(super) object: Option<Object>,
+    /// What is in force of one that cannot, and never could.
+    pub(super) closed: Option<Object>,
     /// It is being deleted.
     pub(super) leaving: bool,
     /// `metadata.uid`.
@@ -61,7 +63,8 @@ pub(super) fn decode(kind: &'static Kind, mut value: Value, annotations: bool) -
     let object = loaded
         .map_err(|faults| problems.extend(faults.into_iter().map(|f| document.problem(Severity::Error, f))))
         .ok();
-    Some(Seen { key, object, leaving, uid, problems })
+    let closed = if object.is_none() { closed(kind, &document) } else { None };
+    Some(Seen { key, object, closed, leaving, uid, problems })
 }
 
 #[cfg(test)]

@@ -68,9 +68,12 @@ impl Store {
     /// Takes an object as it is now. Whether anything is different now.
     ///
     /// One that cannot be honoured leaves its last good state in force: its own, not that of another of its name.
+    /// A policy that has none isolates all the same.
     pub(super) fn put(&mut self, seen: Seen) -> bool {
-        let Seen { key, object, leaving, uid, problems } = seen;
+        let Seen { key, object, closed, leaving, uid, problems } = seen;
         let replaced = object.is_none() && self.is_another(&key, &uid) && self.remove(&key);
+        let good = self.model.policies.get(&key.name).is_some_and(|p| !p.closed);
+        let object = object.or(closed.filter(|_| !good));
         if object.is_some() && !matches!(key.kind, "Pod" | "Node") {
             self.uids.insert(key.clone(), uid.clone());
         }

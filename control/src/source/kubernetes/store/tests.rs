@@ -209,7 +209,8 @@ fn the_last_good_state_is_the_objects_own() {
     for kind in ["Pod", "Node", "NetworkPolicy", "Service", "EndpointSlice"] {
         let in_force = |store: &Store| {
             let m = store.model();
-            m.pods.len() + m.nodes.len() + m.policies.len() + m.services.len() + m.slices.len()
+            let policies = m.policies.values().filter(|p| !p.closed).count();
+            m.pods.len() + m.nodes.len() + policies + m.services.len() + m.slices.len()
         };
         let mut store = Store::default();
         assert!(store.put(seen(kind, object(kind, "first", true))), "{kind}");
@@ -223,4 +224,33 @@ fn the_last_good_state_is_the_objects_own() {
         assert!(store.put(seen(kind, object(kind, "second", true))), "{kind}");
         assert_eq!((in_force(&store), store.wrong().len()), (1, 0), "{kind}");
     }
+}
+
+/// A policy that never was good isolates all the same; the newest such state does, and a good one wins over all of them.
+#[test]
+fn a_policy_that_never_was_good_isolates() {
+    let policy = |label: &str, cidr: &str| {
+        seen(
+            "NetworkPolicy",
+            json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"podSelector": {"matchLabels": {"k": label}},
+                "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}}),
+        )
+    };
+    let mut store = Store::default();
+    let name = ObjectName { namespace: "a".into(), name: "p".into() };
+    let in_force = |store: &Store| {
+        let p = &store.model().policies[&name];
+        (p.closed, p.pod_selector.to_string(), p.ingress.len(), store.wrong().len())
+    };
+    assert!(store.put(policy("v", "ten")));
+    assert_eq!(in_force(&store), (true, "k=v".to_owned(), 0, 1));
+    assert!(store.model().namespaces.contains_key("a"));
+    assert!(store.put(policy("w", "ten")));
+    assert_eq!(in_force(&store), (true, "k=w".to_owned(), 0, 1), "no last good state: the newest");
+    assert!(store.put(policy("x", "10.0.0.0/8")));
+    assert_eq!(in_force(&store), (false, "k=x".to_owned(), 1, 0));
+    assert!(store.put(policy("y", "ten")));
+    assert_eq!(in_force(&store), (false, "k=x".to_owned(), 1, 1), "the last good state");
+    assert!(store.remove(&key("NetworkPolicy", "a", "p")));
+    assert!(store.model().policies.is_empty() && store.model().namespaces.is_empty());
 }
