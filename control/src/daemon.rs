@@ -24,6 +24,7 @@ use crate::netdev::{HostPair, NetView, NudState, ReservedPorts, Resolver, select
 use crate::source::{Severity, SourceState, Update};
 
 mod asked;
+mod claims;
 mod cni;
 mod endpoints;
 mod enforced;
@@ -183,28 +184,12 @@ impl Daemon {
 
     /// The devices that should be ports: this node's pods and the uplinks.
     fn wanted(&mut self) -> BTreeMap<String, Wanted> {
-        self.attach_problems.clear();
-        let mut wanted = BTreeMap::new();
-        for pod in self.update.model.pods.values() {
-            let here = pod.node.as_deref() == Some(self.node.as_str()) && !pod.host_network && !pod.finished;
-            let named = self.config.pods.interfaces.get(&pod.name).or(pod.interface.as_ref());
-            let Some(device) = named.filter(|_| here) else { continue };
-            let entry = Wanted {
-                role: PortRole::Pod,
-                pod: Some(pod.name.clone()),
-                peer_mac: pod.mac,
-                netns: pod.netns.clone(),
-            };
-            if let Some(other) = wanted.insert(device.clone(), entry).and_then(|w: Wanted| w.pod) {
-                self.attach_problems.push(format!("{device}: named by pod {other} and pod {}", pod.name));
-            }
-        }
+        let (mut wanted, problems) =
+            claims::of_pods(&self.config, &self.node, &self.update.model, &self.endpoints);
+        self.attach_problems = problems;
         if let Some(pair) = &self.host {
             let entry = Wanted { role: PortRole::Host, pod: None, peer_mac: None, netns: None };
-            if let Some(pod) = wanted.insert(pair.ours().to_owned(), entry).and_then(|w| w.pod) {
-                self.attach_problems
-                    .push(format!("{}: is the host port and named by pod {pod}", pair.ours()));
-            }
+            wanted.insert(pair.ours().to_owned(), entry);
         }
         let devices: BTreeSet<&str> = self.net.links.values().map(|l| l.name.as_str()).collect();
         // Their pods are not known (yet): attached all the same, and under no policy, so that nothing passes. A device

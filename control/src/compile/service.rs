@@ -145,7 +145,7 @@ pub struct Frontend {
     pub affinity_seconds: Option<u32>,
 }
 
-/// Ports of a node's own addresses that no service and no host port gets, whatever asks for them: without them nobody
+/// Ports of a node's own addresses (by its Node or its kernel) that no service and no host port gets, whatever asks for them: without them nobody
 /// could mend the node. SSH, BGP, etcd, the API server, the kubelet; DHCP.
 const KEPT: [(Protocol, u16, u16); 6] = [
     (Protocol::Tcp, 22, 22),
@@ -341,26 +341,58 @@ impl Services {
         }
     }
 
-    /// The same services, with the host ports of a node's pods on more addresses that the node has.
+    /// The same services with all addresses that the kernel of a node has, `own`: its pods' host ports are on them too,
+    /// and external and load balancers' addresses among them lose the ports that stay the node's ([`KEPT`]). `None`
+    /// when nothing is other by them.
     #[must_use]
     pub fn with_own(&self, model: &Model, node: &str, own: &[IpAddr]) -> Option<Self> {
-        let node = model.nodes.get(node)?;
-        let more: Vec<IpAddr> = own.iter().copied().filter(|a| !node.addresses.contains(a)).collect();
-        let here = || with_host_ports(model).filter(|p| p.node.as_ref() == Some(&node.name));
-        if more.is_empty() || here().next().is_none() {
+        let kept = self.kept_from(own);
+        let node = model.nodes.get(node);
+        let more: Vec<IpAddr> =
+            own.iter().copied().filter(|a| node.is_some_and(|n| !n.addresses.contains(a))).collect();
+        let pods: Vec<&Arc<Pod>> = match node {
+            Some(n) if !more.is_empty() => {
+                with_host_ports(model).filter(|p| p.node.as_ref() == Some(&n.name)).collect()
+            }
+            _ => Vec::new(),
+        };
+        if kept.is_empty() && pods.is_empty() {
             return None;
         }
         let mut services = self.clone();
-        for pod in here() {
-            services.add_host_ports(pod, node, &more);
+        for (key, line) in kept {
+            services.frontends.remove(&key);
+            services.kept.push(line);
+        }
+        if let Some(node) = node {
+            pods.iter().for_each(|pod| services.add_host_ports(pod, node, &more));
         }
         // A hostIP may be one of these.
         let is_had = |p: &HostPort| p.address.is_some_and(|a| more.contains(&a));
-        let had: Vec<String> = here()
+        let had: Vec<String> = pods
+            .iter()
             .flat_map(|pod| pod.host_ports.iter().filter(|p| is_had(p)).map(|p| not_internal(pod, p)))
             .collect();
         services.host_port_problems.retain(|line| !had.iter().any(|h| line.starts_with(h)));
         Some(services)
+    }
+
+    /// The frontends at these addresses of the node whose ports stay the node's, each with the line that says so. A
+    /// cluster address is no machine's, even where a proxy beside us has it on a device.
+    fn kept_from(&self, own: &[IpAddr]) -> Vec<(FrontendKey, String)> {
+        let mut kept: Vec<(FrontendKey, String)> = self
+            .frontends
+            .iter()
+            .filter(|(_, f)| matches!(f.kind, FrontendKind::ExternalIp | FrontendKind::LoadBalancer))
+            .filter_map(|((address, number, port), f)| {
+                let protocol = Protocol::from_number(*number).filter(|p| is_kept(*p, *port))?;
+                let line =
+                    format!("service {}: {protocol} {port} of {address} stays the node's own", f.service);
+                own.contains(address).then_some(((*address, *number, *port), line))
+            })
+            .collect();
+        kept.sort();
+        kept
     }
 
     /// The frontend at an address that is not a node's.

@@ -222,6 +222,9 @@ section! {
     "pods" Pods {
         /// Host side of the veth of pods that have no annotation `fastpath.io/interface`; wins over it where both are.
         "interfaces" interfaces: BTreeMap<ObjectName, String> = BTreeMap::new(), PodDevices;
+        /// Whether pods of the Kubernetes API may say by annotations (`fastpath.io/interface`, `fastpath.io/mac`,
+        /// `fastpath.io/netns`) which device is theirs: whoever may create pods can then claim any. A folder's always may.
+        "annotations" annotations: bool = false, Flag;
     }
 }
 

@@ -65,6 +65,7 @@ fn every_key_is_read() {
         api_server = "https://[fd77::1]:6443/"
         [pods]
         interfaces = { "demo/a1" = "fp-a1" }
+        annotations = true
         [xdp]
         mode = "generic"
         zero_copy = "off"
@@ -134,7 +135,7 @@ fn every_key_is_read() {
             kubeconfig: Some("/etc/fastpath/kubeconfig".into()),
             api_server: Some("https://[fd77::1]:6443".to_owned()),
         },
-        pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into() },
+        pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into(), annotations: true },
         xdp: Xdp {
             mode: XdpMode::Generic,
             zero_copy: ZeroCopy::Off,

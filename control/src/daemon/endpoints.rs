@@ -138,6 +138,17 @@ impl Endpoints {
         self.records.get(key)
     }
 
+    /// Every record that is served.
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values().map(AsRef::as_ref)
+    }
+
+    /// The record of a pod.
+    pub(super) fn of_pod(&self, pod: &ObjectName) -> Option<&Record> {
+        let key = self.pods.iter().find(|(_, name)| *name == pod).map(|(key, _)| key)?;
+        self.records.get(key).map(AsRef::as_ref)
+    }
+
     /// The pod of a record, if the source shows it.
     pub(super) fn pod_of(&self, key: &Key) -> Option<&ObjectName> {
         self.pods.get(key)
@@ -261,4 +272,4 @@ fn lay_over(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -13,7 +13,7 @@ use fastpath::tables::flow::{Pair, Transform};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Daemon, enforced};
+use super::{Daemon, claims, enforced};
 use crate::api::server::{Answer, to_value};
 use crate::api::types::{
     Drop, Endpoint, Flow, Flows, Neighbor, Node, NodeRuntime, PortRow, PortStatus, Ports, Problem,
@@ -176,18 +176,19 @@ impl Daemon {
         let ours = pods.filter(|p| p.node.as_deref() == Some(&self.node) && !p.host_network && !p.finished);
         ours.map(|pod| {
             let attached = self.attacher.attached().find(|a| a.port.pod.as_ref() == Some(&pod.name));
-            let named = self.config.pods.interfaces.get(&pod.name).or(pod.interface.as_ref());
+            let named = claims::device_of(&self.config, &self.endpoints, pod);
             let problem = || {
                 let Some(device) = named else { return "no interface named".to_owned() };
-                let about = format!("{device}: ");
-                let why = self.attach_problems.iter().find_map(|p| p.strip_prefix(&about));
+                let about = [format!("pod {}: ", pod.name), format!("{device}: ")];
+                let why =
+                    about.iter().find_map(|a| self.attach_problems.iter().find_map(|p| p.strip_prefix(a)));
                 why.unwrap_or("not attached").to_owned()
             };
             Endpoint {
                 namespace: pod.name.namespace.clone(),
                 pod: pod.name.name.clone(),
                 addresses: pod.addresses.clone(),
-                interface: named.cloned(),
+                interface: named.map(str::to_owned),
                 port: attached.map(|a| a.port.id.0),
                 mac: attached.and_then(|a| a.port.peer_mac).or(pod.mac).map(|m| m.to_string()),
                 state: attached.map_or_else(problem, |_| "attached".to_owned()),

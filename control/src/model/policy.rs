@@ -25,6 +25,9 @@ pub struct NetworkPolicy {
     pub ingress: Vec<Rule>,
     /// Egress rules in the order written; without effect when `isolates_egress` is false.
     pub egress: Vec<Rule>,
+    /// Some of it cannot be honoured and is left out: it isolates, and allows no more than the rest of it says.
+    #[serde(default)]
+    pub closed: bool,
     /// Where it was read.
     #[serde(skip, default = "Origin::api")]
     pub origin: Origin,

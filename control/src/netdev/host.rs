@@ -61,6 +61,13 @@ pub const PREF_PODS: u32 = 2000;
 /// Longest name of the host's end, so that ours fits the kernel's 15 bytes.
 pub const MAX_NAME: usize = 15 - SUFFIX.len();
 const SUFFIX: &str = "-xdp";
+
+/// Name of the dataplane's end of the pair whose end in the host's stack has this name.
+#[must_use]
+pub fn ours(name: &str) -> String {
+    format!("{name}{SUFFIX}")
+}
+
 /// MTU until the uplink's is known.
 const FIRST_MTU: u32 = 1500;
 
@@ -127,7 +134,7 @@ impl HostPair {
             netlink,
             ethtool,
             name: name.to_owned(),
-            ours: format!("{name}{SUFFIX}"),
+            ours: ours(name),
             queues,
             index: 0,
             routes: BTreeMap::new(),
@@ -145,7 +152,7 @@ impl HostPair {
             let mut errors = rules::remove_all(&mut netlink);
             match netlink.link_named(name) {
                 // Another's device of that name stays.
-                Ok(link) if is_pair(&mut netlink, &link, &format!("{name}{SUFFIX}")) => {
+                Ok(link) if is_pair(&mut netlink, &link, &ours(name)) => {
                     errors.extend(delete(&mut netlink, &link).err());
                 }
                 Ok(_) => {}

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::document::{self, Fault};
-use super::kinds::{KINDS, Key, Kind, Object};
+use super::kinds::{KINDS, Key, Kind, Object, closed};
 use super::{Problem, Severity};
 use crate::model::{Model, Namespace, ObjectName, Origin, Pod};
 
@@ -18,6 +18,8 @@ pub(super) struct FileObjects {
     pub(super) good: Vec<(Key, Object)>,
     /// Objects that could not be decoded but say which they are.
     pub(super) bad: BTreeSet<Key>,
+    /// What is in force of some of those that never were good.
+    pub(super) closed: Vec<(Key, Object)>,
     /// Whether something could not be read that does not even say which object it is.
     pub(super) unknown_bad: bool,
     /// What is wrong in it.
@@ -68,7 +70,10 @@ impl FileObjects {
                 (Ok(_), None) => out.unknown_bad = true,
                 (Err(faults), key) => {
                     match key {
-                        Some(key) => drop(out.bad.insert(key)),
+                        Some(key) => {
+                            out.closed.extend(closed(kind, &doc).map(|object| (key.clone(), object)));
+                            out.bad.insert(key);
+                        }
                         None => out.unknown_bad = true,
                     }
                     out.problems.extend(faults.into_iter().map(|f| doc.problem(Severity::Error, f)));
@@ -107,7 +112,7 @@ pub(super) struct Assembled {
 
 /// Makes one model of `files`; `last` is what was in force before.
 ///
-/// A bad document leaves its object's last state in force. One that does not say which object it is leaves
+/// A bad document leaves its object's last good state in force; a policy that never was good isolates all the same. One that does not say which object it is leaves
 /// in force all that its file held before and no longer shows.
 pub(super) fn assemble(
     files: &BTreeMap<Arc<str>, Arc<FileObjects>>,
@@ -134,9 +139,14 @@ pub(super) fn assemble(
         }
     }
     for key in files.values().flat_map(|f| &f.bad) {
-        if let (false, Some(object)) = (objects.contains_key(key), last.get(key)) {
+        if let (false, Some(object)) = (objects.contains_key(key), last.get(key))
+            && !object.is_closed()
+        {
             objects.insert(key.clone(), object.clone());
         }
+    }
+    for (key, object) in files.values().flat_map(|f| &f.closed) {
+        objects.entry(key.clone()).or_insert_with(|| object.clone());
     }
     for (key, object) in last {
         let keeps = |path: &Arc<str>| files.get(path).is_some_and(|f| f.unknown_bad);

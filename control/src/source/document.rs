@@ -137,6 +137,11 @@ impl Document {
         self.lines.at(path)
     }
 
+    /// The object as it was written.
+    pub(super) fn value(&self) -> &Value {
+        &self.value
+    }
+
     /// A problem of this object.
     pub(super) fn problem(&self, severity: Severity, fault: Fault) -> Problem {
         match &self.place {

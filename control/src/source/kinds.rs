@@ -131,6 +131,11 @@ impl Object {
         }
     }
 
+    /// Whether it is what [`closed`] made: any other state of the object is better.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self, Object::NetworkPolicy(o) if o.closed)
+    }
+
     /// Puts it into the model.
     pub(super) fn insert(&self, model: &mut Model) {
         match self {
@@ -152,6 +157,8 @@ const NETNS: &str = "fastpath.io/netns";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// MAC address of a pod's side of its veth.
 const POD_MAC: &str = "fastpath.io/mac";
+/// What a pod may say of its devices.
+pub(super) const POD_ANNOTATIONS: [&str; 3] = [INTERFACE, NETNS, POD_MAC];
 /// MAC address of a node's VTEP, whatever the outer family.
 const VTEP_MAC: &str = "fastpath.io/vtep-mac";
 /// The same by Calico and flannel, by outer family.
@@ -377,6 +384,21 @@ fn host_port(
         None => None,
     };
     Some((address, wanted?))
+}
+
+/// What is in force of an object that cannot be loaded, and of which no good state is known: of a NetworkPolicy its
+/// isolation, of others nothing.
+pub(super) fn closed(kind: &Kind, doc: &Document) -> Option<Object> {
+    if kind.kind != "NetworkPolicy" {
+        return None;
+    }
+    let name = doc.identity(true)?;
+    names::subdomain(&name.name).ok()?;
+    names::label(&name.namespace).ok()?;
+    let lines = doc.origin_with_parts();
+    let line_of = |part: &str| if part.is_empty() { lines.clone() } else { lines.part(part) };
+    let policy = convert::policy::closed(name, doc.value(), line_of);
+    Some(Object::NetworkPolicy(Arc::new(policy)))
 }
 
 fn network_policy(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {

@@ -69,6 +69,7 @@ impl Source {
             api_server: None,
             node: "node-under-test".to_owned(),
             data_dir: data_dir.map(Path::to_owned),
+            annotations: true,
         };
         Source { source: KubernetesSource::start(settings).expect("the kubeconfig is good") }
     }

@@ -5,13 +5,13 @@ use crate::cni::env::PodRef;
 use crate::cni::record::NewRecord;
 use crate::model::Origin;
 
-const NODE: &str = "n1";
+pub(in crate::daemon) const NODE: &str = "n1";
 
-fn name(pod: &str) -> ObjectName {
+pub(in crate::daemon) fn name(pod: &str) -> ObjectName {
     ObjectName { namespace: "shop".to_owned(), name: pod.to_owned() }
 }
 
-fn pod(pod: &str, uid: Option<&str>, addresses: &[&str]) -> Pod {
+pub(in crate::daemon) fn pod(pod: &str, uid: Option<&str>, addresses: &[&str]) -> Pod {
     Pod {
         name: name(pod),
         uid: uid.map(str::to_owned),
@@ -29,12 +29,18 @@ fn pod(pod: &str, uid: Option<&str>, addresses: &[&str]) -> Pod {
     }
 }
 
-fn model(pods: impl IntoIterator<Item = Pod>) -> Arc<Model> {
+pub(in crate::daemon) fn model(pods: impl IntoIterator<Item = Pod>) -> Arc<Model> {
     let pods = pods.into_iter().map(|p| (p.name.clone(), Arc::new(p))).collect();
     Arc::new(Model { pods, ..Model::default() })
 }
 
-fn record(container: &str, pod: &str, uid: Option<&str>, addresses: &[&str], created_us: u64) -> Record {
+pub(in crate::daemon) fn record(
+    container: &str,
+    pod: &str,
+    uid: Option<&str>,
+    addresses: &[&str],
+    created_us: u64,
+) -> Record {
     let key = Key { container: container.to_owned(), ifname: "eth0".to_owned() };
     let new = NewRecord {
         network: "pods".to_owned(),
@@ -46,10 +52,10 @@ fn record(container: &str, pod: &str, uid: Option<&str>, addresses: &[&str], cre
     Record { created_us, ..Record::new(key, new) }
 }
 
-struct Folder(PathBuf);
+pub(in crate::daemon) struct Folder(pub(in crate::daemon) PathBuf);
 
 impl Folder {
-    fn new(test: &str) -> Self {
+    pub(in crate::daemon) fn new(test: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("fp-endpoints-{test}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         Self(dir)

@@ -3,11 +3,15 @@
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as net;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{FieldError, cidr, is_port_name, object_name, port, protocol, selector};
 use crate::model::{
-    IpBlock, NamespaceScope, NetworkPolicy, Origin, Peer, PortMatch, PortSpec, Rule, Selector,
+    IpBlock, NamespaceScope, NetworkPolicy, ObjectName, Origin, Peer, PortMatch, PortSpec, Rule, Selector,
 };
 
 /// A `networking.k8s.io/v1` NetworkPolicy with its defaults filled in.
@@ -40,7 +44,83 @@ pub fn network_policy(
         egress.push(rule(&format!("spec.egress[{i}]"), "to", r.to.as_deref(), r.ports.as_deref(), &line_of)?);
     }
     let origin = line_of("");
-    Ok(NetworkPolicy { name, pod_selector, isolates_ingress, isolates_egress, ingress, egress, origin })
+    Ok(NetworkPolicy {
+        name,
+        pod_selector,
+        isolates_ingress,
+        isolates_egress,
+        ingress,
+        egress,
+        closed: false,
+        origin,
+    })
+}
+
+/// What of an object that [`network_policy`] refuses is in force all the same: without it the pods that it is to isolate
+/// would be open to all. `object` is the whole object.
+///
+/// A `podSelector` that cannot be read selects every pod of the namespace, `policyTypes` that cannot be read are both.
+/// A peer or port that cannot be honoured matches nothing, and neither does a rule of which none is left.
+pub fn closed(name: ObjectName, object: &Value, line_of: impl Fn(&str) -> Origin) -> NetworkPolicy {
+    let spec = object.get("spec").unwrap_or(&Value::Null);
+    let pod_selector = spec.get("podSelector").and_then(|value| {
+        let read = LabelSelector::deserialize(value).ok()?;
+        selector(&read, "spec.podSelector").ok()
+    });
+    let (isolates_ingress, isolates_egress) = closed_types(spec);
+    NetworkPolicy {
+        name,
+        pod_selector: pod_selector.unwrap_or_default(),
+        isolates_ingress,
+        isolates_egress,
+        ingress: closed_rules(spec, "ingress", "from", &line_of),
+        egress: closed_rules(spec, "egress", "to", &line_of),
+        closed: true,
+        origin: line_of(""),
+    }
+}
+
+fn closed_types(spec: &Value) -> (bool, bool) {
+    let is_empty =
+        |v: Option<&Value>| v.is_none_or(|v| v.is_null() || v.as_array().is_some_and(Vec::is_empty));
+    let types = spec.get("policyTypes");
+    if is_empty(types) {
+        return (true, !is_empty(spec.get("egress")));
+    }
+    let names =
+        |list: &Vec<Value>| list.iter().map(|t| t.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+    match types.and_then(Value::as_array).and_then(names) {
+        Some(names) if names.iter().all(|n| n == "Ingress" || n == "Egress") => {
+            (names.iter().any(|n| n == "Ingress"), names.iter().any(|n| n == "Egress"))
+        }
+        _ => (true, true),
+    }
+}
+
+fn closed_rules(spec: &Value, direction: &str, side: &str, line_of: impl Fn(&str) -> Origin) -> Vec<Rule> {
+    let rules = spec.get(direction).and_then(Value::as_array).into_iter().flatten().enumerate();
+    let rule = |(i, rule): (usize, &Value)| {
+        let path = format!("spec.{direction}[{i}]");
+        let rule = rule.as_object()?;
+        Some(Rule {
+            peers: readable(rule.get(side), |p| peer(p, &path))?,
+            ports: readable(rule.get("ports"), |p| port_match(p, &path))?,
+            origin: line_of(&path),
+        })
+    };
+    rules.filter_map(rule).collect()
+}
+
+/// The entries of a list that can be honoured; `None` when there are some, but none that can: where all are left out
+/// nothing is to match, while an empty list matches everything.
+fn readable<K: DeserializeOwned, T>(
+    list: Option<&Value>,
+    convert: impl Fn(&K) -> Result<T, FieldError>,
+) -> Option<Vec<T>> {
+    let Some(list) = list.filter(|l| !l.is_null()) else { return Some(Vec::new()) };
+    let entries = list.as_array()?;
+    let good: Vec<T> = entries.iter().filter_map(|e| convert(&K::deserialize(e).ok()?).ok()).collect();
+    (entries.is_empty() || !good.is_empty()).then_some(good)
 }
 
 fn policy_types(spec: &net::NetworkPolicySpec) -> Result<(bool, bool), FieldError> {

@@ -258,3 +258,97 @@ fn endpoint_slices() {
         assert_eq!(slice(body.clone()).expect_err(&body.to_string()).path, path, "{body}");
     }
 }
+
+fn closed(spec: &Value) -> NetworkPolicy {
+    let object = json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec});
+    let name = ObjectName { namespace: "shop".into(), name: "p".into() };
+    super::policy::closed(name, &object, origin)
+}
+
+/// What cannot be read of a policy widens what it isolates, and never what it allows.
+#[test]
+fn what_a_refused_policy_isolates() {
+    for (spec, selects, types) in [
+        (json!({"podSelector": {"matchLabels": {"a": "b"}}}), "a=b", (true, false)),
+        (
+            json!({"podSelector": {"matchLabels": {"a": "b c"}}, "policyTypes": ["Egress"]}),
+            "{}",
+            (false, true),
+        ),
+        (json!({"podSelector": "web"}), "{}", (true, false)),
+        (json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}}), "{}", (true, false)),
+        (json!({"podSelector": {}, "policyTypes": ["ingress"]}), "{}", (true, true)),
+        (json!({"policyTypes": "Egress"}), "{}", (true, true)),
+        (json!({"policyTypes": ["Egress", 1]}), "{}", (true, true)),
+        (json!({"policyTypes": [], "egress": [{}]}), "{}", (true, true)),
+        (json!({"policyTypes": null, "egress": []}), "{}", (true, false)),
+        (json!({"egress": "all"}), "{}", (true, true)),
+        (json!({"policyTypes": ["Ingress"], "egress": "all"}), "{}", (true, false)),
+        (json!("nothing"), "{}", (true, false)),
+        (Value::Null, "{}", (true, false)),
+    ] {
+        let p = closed(&spec);
+        let got = (p.pod_selector.to_string(), (p.isolates_ingress, p.isolates_egress));
+        assert_eq!(got, (selects.to_owned(), types), "{spec}");
+        assert!(p.closed && p.ingress.len() <= 1 && p.egress.len() <= 1, "{spec}");
+    }
+}
+
+/// Peers and ports, `true` for those that can be honoured.
+fn entries() -> impl proptest::strategy::Strategy<Value = Vec<(bool, Value, Value)>> {
+    use proptest::prelude::*;
+    let good = prop::sample::select(vec![
+        (json!({"podSelector": {}}), json!({"port": 80})),
+        (json!({"namespaceSelector": {"matchLabels": {"a": "b"}}}), json!({"protocol": "UDP"})),
+        (
+            json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}),
+            json!({"port": 1, "endPort": 9}),
+        ),
+    ]);
+    let bad = prop::sample::select(vec![
+        (json!({}), json!({"port": 0})),
+        (Value::Null, Value::Null),
+        (json!({"selectorOfTheFuture": {}}), json!({"protocol": "QUIC"})),
+        (json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}}), json!({"port": "Http"})),
+        (json!({"ipBlock": {"cidr": "0.0.0.0/0"}, "podSelector": {}}), json!({"port": 9, "endPort": 1})),
+        (json!({"podSelector": {"matchLabels": {"a": 1}}}), json!({"port": [80]})),
+        (json!("all"), json!("all")),
+    ]);
+    let entry = prop_oneof![good.prop_map(|(p, q)| (true, p, q)), bad.prop_map(|(p, q)| (false, p, q))];
+    prop::collection::vec(entry, 0..4)
+}
+
+proptest::proptest! {
+    /// The oracle is the conversion of the same policy without its wrong entries, and without rules that have none left.
+    #[test]
+    fn what_a_refused_policy_allows(rules in proptest::collection::vec((entries(), entries(), proptest::bool::ANY), 0..4)) {
+        let list = |entries: &[(bool, Value, Value)], peers: bool, all: bool| -> Vec<Value> {
+            let entries = entries.iter().filter(|e| all || e.0);
+            entries.map(|(_, peer, port)| if peers { peer.clone() } else { port.clone() }).collect()
+        };
+        let spec = |all: bool| {
+            let (mut ingress, mut egress) = (Vec::new(), Vec::new());
+            for (peers, ports, is_ingress) in &rules {
+                let left = |e: &[(bool, Value, Value)]| e.is_empty() || e.iter().any(|e| e.0);
+                let matches_something = left(peers) && left(ports);
+                if !(all || matches_something) {
+                    continue;
+                }
+                let (peers, ports) = (list(peers, true, all), list(ports, false, all));
+                if *is_ingress {
+                    ingress.push(json!({"from": peers, "ports": ports}));
+                } else {
+                    egress.push(json!({"to": peers, "ports": ports}));
+                }
+            }
+            json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress})
+        };
+        let plain = |mut p: NetworkPolicy| {
+            p.closed = false;
+            p.origin = Origin::Api;
+            p.ingress.iter_mut().chain(&mut p.egress).for_each(|r| r.origin = Origin::Api);
+            p
+        };
+        proptest::prop_assert_eq!(plain(closed(&spec(true))), plain(policy(spec(false)).unwrap()));
+    }
+}

@@ -7,16 +7,22 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The waits of one follower.
+/// The waits of one follower after failures of one sort.
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,
+    longest: Duration,
 }
 
 impl Backoff {
     /// Nothing has failed yet.
     pub(super) fn new() -> Self {
-        Self { next: FIRST }
+        Self::up_to(LONGEST)
+    }
+
+    /// The same, for failures after which it waits no longer than this.
+    pub(super) fn up_to(longest: Duration) -> Self {
+        Self { next: FIRST, longest }
     }
 
     /// Nothing fails any more.
@@ -27,7 +33,7 @@ impl Backoff {
     /// How long to wait now.
     pub(super) fn delay(&mut self) -> Duration {
         let whole = self.next;
-        self.next = (whole * 2).min(LONGEST);
+        self.next = (whole * 2).min(self.longest);
         // Nodes that lost their API server together do not come back together.
         whole / 2 + (whole / 2).mul_f64(fraction())
     }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::super::document::Document;
-use super::super::kinds::{Key, Kind, Object};
+use super::super::kinds::{Key, Kind, Object, POD_ANNOTATIONS, closed};
 use super::super::{Problem, Severity};
 
 /// An object as the API has it now.
@@ -14,6 +14,8 @@ pub(super) struct Seen {
     pub(super) key: Key,
     /// `None` when it cannot be honoured; the problems say why.
     pub(super) object: Option<Object>,
+    /// What is in force of one that cannot, and never could.
+    pub(super) closed: Option<Object>,
     /// It is being deleted.
     pub(super) leaving: bool,
     /// `metadata.uid`.
@@ -36,11 +38,20 @@ pub(super) fn key(kind: &'static Kind, value: &Value) -> Option<Key> {
 }
 
 /// Decodes `value`, an object of this kind; `None` if it has no name, which the API's objects always have.
-pub(super) fn decode(kind: &'static Kind, mut value: Value) -> Option<Seen> {
+///
+/// `annotations`: whether what a pod's annotations say of devices is honoured. If not, it is not looked at either: a
+/// mistake there keeps nothing else of the pod out of force.
+pub(super) fn decode(kind: &'static Kind, mut value: Value, annotations: bool) -> Option<Seen> {
     let key = key(kind, &value)?;
     let metadata = value.get_mut("metadata").and_then(Value::as_object_mut)?;
     // The larger half of many an object.
     metadata.remove("managedFields");
+    if kind.kind == "Pod"
+        && !annotations
+        && let Some(written) = metadata.get_mut("annotations").and_then(Value::as_object_mut)
+    {
+        written.retain(|key, _| !POD_ANNOTATIONS.contains(&key.as_str()));
+    }
     let leaving = metadata.get("deletionTimestamp").is_some_and(|t| !t.is_null());
     let uid = metadata.get("uid").and_then(Value::as_str).unwrap_or_default().into();
     let document = Document::of_api(kind, value);
@@ -52,7 +63,8 @@ pub(super) fn decode(kind: &'static Kind, mut value: Value) -> Option<Seen> {
     let object = loaded
         .map_err(|faults| problems.extend(faults.into_iter().map(|f| document.problem(Severity::Error, f))))
         .ok();
-    Some(Seen { key, object, leaving, uid, problems })
+    let closed = if object.is_none() { closed(kind, &document) } else { None };
+    Some(Seen { key, object, closed, leaving, uid, problems })
 }
 
 #[cfg(test)]
@@ -72,7 +84,7 @@ mod tests {
         let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u-1", "managedFields": [{"manager": "m"}],
             "deletionTimestamp": "2026-01-01T00:00:00Z", "annotations": {"fastpath.io/mac": "nonsense"}},
             "spec": {"containers": [], "ofTheFuture": 1}});
-        let seen = decode(kind("Pod"), pod).unwrap();
+        let seen = decode(kind("Pod"), pod, true).unwrap();
         assert!(seen.object.is_none() && seen.leaving);
         assert_eq!(&*seen.uid, "u-1");
         let texts: Vec<String> = seen.problems.iter().map(ToString::to_string).collect();
@@ -81,7 +93,7 @@ mod tests {
 
         let policy = json!({"metadata": {"name": "p", "namespace": "shop", "ofTheFuture": 1},
             "spec": {"podSelector": {}, "ingress": [{"ofTheFuture": 1}]}});
-        let seen = decode(kind("NetworkPolicy"), policy).unwrap();
+        let seen = decode(kind("NetworkPolicy"), policy, true).unwrap();
         let Some(Object::NetworkPolicy(policy)) = &seen.object else { panic!("{seen:?}") };
         assert_eq!((&policy.origin, &policy.ingress[0].origin), (&Origin::Api, &Origin::Api));
         assert_eq!(seen.problems.len(), 1, "{:?}", seen.problems);
@@ -92,10 +104,32 @@ mod tests {
 
         let node = json!({"metadata": {"name": "n"}, "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]}});
         assert!(
-            decode(kind("Node"), node).unwrap().problems[0]
+            decode(kind("Node"), node, true).unwrap().problems[0]
                 .to_string()
                 .starts_with("Node n: status.addresses[0]")
         );
-        assert!(decode(kind("Node"), json!({"metadata": {}})).is_none());
+        assert!(decode(kind("Node"), json!({"metadata": {}}), true).is_none());
+    }
+
+    /// Whoever may create pods writes annotations: unless the administrator says otherwise they claim nothing, and a
+    /// mistake in one does not keep the pod's labels, by which policies select it, as they were.
+    #[test]
+    fn annotations_of_pods_are_ignored() {
+        let pod = |annotations: Value| {
+            json!({"metadata": {"name": "web", "namespace": "shop", "labels": {"app": "x"}, "annotations": annotations},
+                "spec": {"containers": []}})
+        };
+        for written in [
+            json!({"fastpath.io/interface": "fp-host", "fastpath.io/mac": "02:00:00:00:00:01", "fastpath.io/netns": "/run/netns/x"}),
+            json!({"fastpath.io/interface": "a/b", "fastpath.io/mac": "nonsense", "fastpath.io/netns": "x"}),
+        ] {
+            let seen = decode(kind("Pod"), pod(written), false).unwrap();
+            let Some(Object::Pod(pod)) = &seen.object else { panic!("{seen:?}") };
+            assert_eq!((&pod.interface, &pod.mac, &pod.netns), (&None, &None, &None));
+            assert_eq!((&*pod.labels["app"], seen.problems.len()), ("x", 0));
+        }
+        // Those of nodes are the administrator's.
+        let node = json!({"metadata": {"name": "n", "annotations": {"fastpath.io/vtep-mac": "nonsense"}}});
+        assert_eq!(decode(kind("Node"), node, false).unwrap().problems.len(), 1);
     }
 }

@@ -30,6 +30,10 @@ const ANSWER: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(75);
 /// Shortest life of a watch that is not a failure.
 const SHORT: Duration = Duration::from_secs(1);
+/// A watch of this age is not that of a version which the server gives and does not have.
+const CALM: Duration = Duration::from_secs(30);
+/// Longest wait between lists after versions that are gone one after the other.
+const RELIST: Duration = Duration::from_secs(5);
 /// Times that taking up a watch may fail by the server's word before its version is given up.
 const TRIES: u32 = 3;
 
@@ -44,6 +48,9 @@ pub(super) enum Message {
     Page(Vec<Seen>),
     /// A list is complete: what is not in it is gone. `again` unless it was the first.
     Listed { kind: &'static Kind, names: HashSet<Key>, version: String, again: bool },
+    /// What was watched from is gone: the kind is known again, and seen as it changes, once it has been listed and
+    /// a watch is open.
+    Stale(&'static Kind, String),
     /// A watch is open.
     Open(&'static Kind),
     /// A bookmark.
@@ -87,14 +94,20 @@ struct PageMeta {
 }
 
 /// Follows `kind` until the receiver is gone.
-pub(super) async fn follow(client: Client, kind: &'static Kind, to: mpsc::Sender<Message>) {
+pub(super) async fn follow(
+    client: Client,
+    kind: &'static Kind,
+    annotations: bool,
+    to: mpsc::Sender<Message>,
+) {
     let path = if kind.group.is_empty() {
         format!("/api/{}/{}", kind.version, kind.plural)
     } else {
         format!("/apis/{}/{}/{}", kind.group, kind.version, kind.plural)
     };
-    let mut follower =
-        Follower { client, kind, request: Request::new(path), to, backoff: Backoff::new(), listed: false };
+    let request = Request::new(path);
+    let (backoff, relists) = (Backoff::new(), Backoff::up_to(RELIST));
+    let mut follower = Follower { client, kind, annotations, request, to, backoff, relists, listed: false };
     // Ends with the receiver.
     let _ = follower.run().await;
 }
@@ -102,9 +115,14 @@ pub(super) async fn follow(client: Client, kind: &'static Kind, to: mpsc::Sender
 struct Follower {
     client: Client,
     kind: &'static Kind,
+    /// Whether pods' annotations about devices are honoured.
+    annotations: bool,
     request: Request,
     to: mpsc::Sender<Message>,
+    /// After failures.
     backoff: Backoff,
+    /// After versions that are gone: the server answers, so the waits of an outage before are over.
+    relists: Backoff,
     /// Whether a list was complete before.
     listed: bool,
 }
@@ -156,7 +174,7 @@ impl Follower {
             for item in page.items.iter().flatten() {
                 let value: Value = serde_json::from_str(item.get())
                     .map_err(|e| Failure::Lost(format!("an object of a list is none: {e}")))?;
-                seen.extend(decode(self.kind, value));
+                seen.extend(decode(self.kind, value, self.annotations));
                 // Other kinds, and the gatherer, have their turn between objects of a large list.
                 tokio::task::consume_budget().await;
             }
@@ -212,6 +230,7 @@ impl Follower {
                         Next::Go => {
                             refused = 0;
                             self.backoff.reset();
+                            self.relists.reset();
                         }
                         Next::List(e) => return self.relist(&e).await,
                         Next::Stop(reason) => {
@@ -227,6 +246,12 @@ impl Follower {
                     Err(_) => break None,
                 }
             };
+            if opened.elapsed() >= SHORT {
+                self.backoff.reset();
+            }
+            if opened.elapsed() >= CALM {
+                self.relists.reset();
+            }
             match end {
                 None if opened.elapsed() >= SHORT => {}
                 None => sleep(self.backoff.delay()).await,
@@ -242,7 +267,7 @@ impl Follower {
         match event {
             WatchEvent::Added(value) | WatchEvent::Modified(value) => {
                 note_version(&value, version);
-                if let Some(seen) = decode(self.kind, value) {
+                if let Some(seen) = decode(self.kind, value, self.annotations) {
                     self.tell(Message::Seen(Box::new(seen), version.clone())).await?;
                 }
             }
@@ -264,9 +289,12 @@ impl Follower {
 
     /// What is known stays in force while the new list comes.
     async fn relist(&mut self, why: &Error) -> Result<(), Ended> {
-        tracing::info!(kind = self.kind.kind, "listed again: {}", reason(why));
+        let why = reason(why);
+        tracing::info!(kind = self.kind.kind, "listed again: {why}");
+        self.tell(Message::Stale(self.kind, why)).await?;
+        self.backoff.reset();
         // At once the first time, as after every watch that brought something.
-        sleep(self.backoff.delay().saturating_sub(Duration::from_millis(200))).await;
+        sleep(self.relists.delay().saturating_sub(Duration::from_millis(200))).await;
         Ok(())
     }
 }
@@ -315,3 +343,6 @@ fn note_version(value: &Value, version: &mut String) {
         new.clone_into(version);
     }
 }
+
+#[cfg(test)]
+mod tests;

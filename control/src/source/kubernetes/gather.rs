@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -51,16 +50,16 @@ pub(super) struct Gather {
 }
 
 impl Gather {
-    /// `data_dir`: where the state is saved.
+    /// `saved`: where the state is saved.
     pub(super) fn new(
-        data_dir: Option<&Path>,
+        saved: Option<SavedState>,
         publish: watch::Sender<Arc<Update>>,
         state: watch::Sender<SourceState>,
         report: watch::Sender<Vec<Wrong>>,
     ) -> Self {
         Self {
             store: Store::default(),
-            saved: data_dir.map(SavedState::new),
+            saved,
             publish,
             state,
             report,
@@ -157,6 +156,10 @@ impl Gather {
             }
             Message::Open(kind) => {
                 self.away.remove(kind.plural);
+                self.connection();
+            }
+            Message::Stale(kind, reason) => {
+                self.away.insert(kind.plural, Some(format!("{}: to be listed again: {reason}", kind.plural)));
                 self.connection();
             }
             Message::Bookmark(kind, version) => self.contact(Some(kind), version),

@@ -41,6 +41,7 @@ use super::kinds::KINDS;
 use super::{SourceState, Update};
 use crate::config::{Config, SourceKind};
 use gather::Gather;
+use saved::SavedState;
 
 /// How the API is reached, and what is kept on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct KubernetesSettings {
     pub node: String,
     /// Folder of the saved state; `None` saves nothing.
     pub data_dir: Option<PathBuf>,
+    /// Whether pods' annotations about devices are honoured, which whoever may create pods writes.
+    pub annotations: bool,
 }
 
 impl KubernetesSettings {
@@ -64,6 +67,7 @@ impl KubernetesSettings {
             api_server: config.source.api_server.clone(),
             node: node.to_owned(),
             data_dir: Some(config.daemon.data_dir.clone()),
+            annotations: config.pods.annotations,
         }
     }
 }
@@ -102,12 +106,13 @@ impl KubernetesSource {
             let (sender, messages) = mpsc::channel(256);
             let mut tasks = tokio::task::JoinSet::new();
             for kind in KINDS {
-                tasks.spawn(follow::follow(client.clone(), kind, sender.clone()));
+                tasks.spawn(follow::follow(client.clone(), kind, settings.annotations, sender.clone()));
             }
             drop(sender);
             let state = publish_state.clone();
             tasks.spawn(events::report(client, settings.node.clone(), problems, state));
-            let mut gather = Gather::new(settings.data_dir.as_deref(), publish, publish_state, report);
+            let saved = settings.data_dir.as_deref().map(|dir| SavedState::new(dir, settings.annotations));
+            let mut gather = Gather::new(saved, publish, publish_state, report);
             tokio::select! {
                 () = gather.run(messages) => {}
                 _ = stopped => {}

@@ -44,6 +44,8 @@ pub(super) struct SavedError {
 #[derive(Debug)]
 pub(super) struct SavedState {
     path: PathBuf,
+    /// Whether pods' annotations about devices are honoured: a run that did may have saved what they said.
+    annotations: bool,
     /// Newer than what the file holds.
     pending: Option<Arc<Model>>,
     written: Option<Instant>,
@@ -65,9 +67,9 @@ struct Contents<N, S, P, O, V, E> {
 type Owned = Contents<Node, Namespace, Pod, NetworkPolicy, Service, EndpointSlice>;
 
 impl SavedState {
-    /// In the folder `data_dir`, which need not exist.
-    pub(super) fn new(data_dir: &Path) -> Self {
-        Self { path: data_dir.join(NAME), pending: None, written: None, failing: false }
+    /// In the folder `data_dir`, which need not exist. `annotations`: whether pods' annotations about devices are honoured.
+    pub(super) fn new(data_dir: &Path, annotations: bool) -> Self {
+        Self { path: data_dir.join(NAME), annotations, pending: None, written: None, failing: false }
     }
 
     /// There is a newer model.
@@ -108,7 +110,18 @@ impl SavedState {
             Ok(_) => {}
         }
         let bytes = std::fs::read(&self.path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-        load(&bytes).map(Some).map_err(fail)
+        let (mut model, at) = load(&bytes).map_err(fail)?;
+        if !self.annotations {
+            for pod in model
+                .pods
+                .values_mut()
+                .filter(|p| p.interface.is_some() || p.netns.is_some() || p.mac.is_some())
+            {
+                let pod = Arc::make_mut(pod);
+                (pod.interface, pod.netns, pod.mac) = (None, None, None);
+            }
+        }
+        Ok(Some((model, at)))
     }
 }
 

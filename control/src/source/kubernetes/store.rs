@@ -46,6 +46,8 @@ pub(super) struct Store {
     /// As the API has them.
     pods: BTreeMap<ObjectName, ApiPod>,
     nodes: BTreeMap<String, Box<str>>,
+    /// `metadata.uid` of what is in force of the other kinds.
+    uids: BTreeMap<Key, Box<str>>,
     addresses: Claims<IpAddr>,
     /// By node and device.
     devices: Claims<(Option<String>, String)>,
@@ -65,9 +67,16 @@ impl Store {
 
     /// Takes an object as it is now. Whether anything is different now.
     ///
-    /// One that cannot be honoured leaves its last good state in force.
+    /// One that cannot be honoured leaves its last good state in force: its own, not that of another of its name.
+    /// A policy that has none isolates all the same.
     pub(super) fn put(&mut self, seen: Seen) -> bool {
-        let Seen { key, object, leaving, uid, problems } = seen;
+        let Seen { key, object, closed, leaving, uid, problems } = seen;
+        let replaced = object.is_none() && self.is_another(&key, &uid) && self.remove(&key);
+        let good = self.model.policies.get(&key.name).is_some_and(|p| !p.closed);
+        let object = object.or(closed.filter(|_| !good));
+        if object.is_some() && !matches!(key.kind, "Pod" | "Node") {
+            self.uids.insert(key.clone(), uid.clone());
+        }
         let wrong: Vec<Wrong> =
             problems.into_iter().map(|problem| Wrong { uid: uid.clone(), problem }).collect();
         let before = if wrong.is_empty() {
@@ -93,7 +102,7 @@ impl Store {
                 self.entered(changed, &key)
             }
         };
-        changed != Change::None || before != wrong
+        replaced || changed != Change::None || before != wrong
     }
 
     /// Forgets an object. Whether anything is different now.
@@ -109,7 +118,18 @@ impl Store {
         if known && !matches!(key.kind, "Node" | "Namespace") {
             self.left(&key.name.namespace);
         }
+        self.uids.remove(key);
         known | self.faulty.remove(key).is_some()
+    }
+
+    /// Whether what is in force by this name has another uid: it was deleted, and this made in its place.
+    fn is_another(&self, key: &Key, uid: &str) -> bool {
+        let in_force = match key.kind {
+            "Pod" => self.pods.get(&key.name).map(|p| &p.uid),
+            "Node" => self.nodes.get(&key.name.name),
+            _ => self.uids.get(key),
+        };
+        in_force.is_some_and(|u| !u.is_empty() && !uid.is_empty() && **u != *uid)
     }
 
     /// Names of the objects of a kind.

@@ -517,3 +517,36 @@ fn host_ports_are_read() {
         assert!(ports.is_none() && said_is.iter().any(|p| p.contains(said)), "{fields}: {said_is:?}");
     }
 }
+
+/// A policy that cannot be honoured isolates all the same, and is reported; a last good state wins over that.
+#[test]
+fn a_policy_with_mistakes_isolates() {
+    let text = |cidr: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: demo}}\nspec:\n  \
+             podSelector: {{matchLabels: {{app: web}}}}\n  ingress:\n  - from: [{{ipBlock: {{cidr: {cidr}}}}}]\n"
+        )
+    };
+    let name = ObjectName { namespace: "demo".into(), name: "p".into() };
+    let dir = Folder::new();
+    let mut loader = super::super::directory::Loader::new(dir.path().to_path_buf());
+    let mut read = |text: &str| {
+        dir.write("x.yaml", text);
+        loader.reload(&std::collections::BTreeSet::new());
+        let update = loader.update();
+        let p = &update.model.policies[&name];
+        (p.closed, p.pod_selector.to_string(), p.ingress.len(), problems(&update).len())
+    };
+    // Validated, and not even decoded.
+    assert_eq!(read(&text("ten")), (true, "app=web".to_owned(), 0, 1));
+    assert_eq!(read(&text("[10]").replace("web", "api")), (true, "app=api".to_owned(), 0, 1), "the newest");
+    assert_eq!(read(&text("10.0.0.0/8")), (false, "app=web".to_owned(), 1, 0));
+    assert_eq!(
+        read(&text("ten").replace("web", "api")),
+        (false, "app=web".to_owned(), 1, 1),
+        "the last good"
+    );
+    // Without a name nothing is known.
+    let update = load(&[("x.yaml", &text("ten").replace("name: p, ", ""))]);
+    assert!(update.model.policies.is_empty() && problems(&update)[0].starts_with("error"), "{update:?}");
+}

@@ -37,11 +37,15 @@ impl Manifests {
         self.mirror.as_mut().expect("the lab is by_api").server()
     }
 
-    /// Keys of section `[source]` for the daemons.
+    /// Keys of section `[source]` for the daemons, and those that go with them.
     pub(crate) fn source_keys(&self) -> String {
         match &self.mirror {
             Some(mirror) => {
-                format!("kind = \"kubernetes\"\nkubeconfig = \"{}\"", mirror.kubeconfig().display())
+                // The lab's pods name their devices by annotations, also where they come by the API.
+                format!(
+                    "kind = \"kubernetes\"\nkubeconfig = \"{}\"\n\n[pods]\nannotations = true",
+                    mirror.kubeconfig().display()
+                )
             }
             None => format!("kind = \"directory\"\npath = \"{}\"", self.dir.display()),
         }

@@ -279,3 +279,37 @@ fn the_nodes_own_ports_are_kept() {
         ]
     );
 }
+
+/// Not by its Node's status alone: an address that only the kernel knows is the node's as well, and no other node's.
+#[test]
+fn ports_of_addresses_that_only_the_kernel_knows_are_kept() {
+    let mut world = World::new();
+    world.node("a", "192.0.2.1");
+    let spec = json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.1"], "externalIPs": ["172.17.0.1", "198.51.100.9"],
+        "loadBalancerIP": "172.17.0.2",
+        "ports": [{"name": "ssh", "port": 22}, {"name": "http", "port": 80}, {"name": "dhcp", "port": 68, "protocol": "UDP"}]});
+    world.service("web", spec);
+    let mut ports = |own: &[&str]| {
+        let table = world.table(own);
+        let has = |addr: &str, proto, port| table.frontends.contains_key(&(ip(addr), proto, port));
+        let at = |addr: &str| [has(addr, 6, 22), has(addr, 6, 80), has(addr, 17, 68)];
+        let by_address = ["172.17.0.1", "172.17.0.2", "198.51.100.9", "10.96.0.1"].map(at);
+        (by_address, world.tables.problems().to_vec())
+    };
+    let (free, kept) = ([true; 3], [false, true, false]);
+    assert_eq!(ports(&["192.0.2.1"]), ([free; 4], vec![]));
+    let lines = |addr: &str| {
+        ["TCP 22", "UDP 68"].map(|p| format!("service default/web: {p} of {addr} stays the node's own"))
+    };
+    // A cluster address on a device of the node is that of a proxy beside us.
+    let (first, second) = (lines("172.17.0.1"), lines("172.17.0.2"));
+    assert_eq!(
+        ports(&["192.0.2.1", "172.17.0.1", "172.17.0.2", "10.96.0.1"]),
+        ([kept, kept, free, free], [first.clone(), second].concat())
+    );
+    assert_eq!(ports(&["192.0.2.1", "172.17.0.1"]), ([kept, free, free, free], first.to_vec()));
+    // Also while the node is not known by name.
+    world.change(|m| m.nodes.clear());
+    let table = world.table(&["172.17.0.1"]);
+    assert!(!table.frontends.contains_key(&(ip("172.17.0.1"), 6, 22)));
+}

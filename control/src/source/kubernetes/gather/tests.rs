@@ -1,5 +1,7 @@
 use serde_json::json;
 
+use std::path::Path;
+
 use super::*;
 use crate::config::SourceKind;
 use crate::model::ObjectName;
@@ -20,7 +22,8 @@ impl Bench {
         let (publish_state, state) = watch::channel(SourceState::new(SourceKind::Kubernetes));
         let (report, _) = watch::channel(Vec::new());
         let (to, messages) = mpsc::channel(16);
-        let mut gather = Gather::new(data_dir, publish, publish_state, report);
+        let mut gather =
+            Gather::new(data_dir.map(|d| SavedState::new(d, true)), publish, publish_state, report);
         let task = tokio::spawn(async move {
             gather.run(messages).await;
             gather.save();
@@ -59,7 +62,7 @@ fn pod(number: u32) -> Message {
     let [_, _, a, b] = number.to_be_bytes();
     let object = json!({"metadata": {"name": format!("p{number}"), "namespace": "a"},
         "spec": {"containers": []}, "status": {"podIPs": [{"ip": format!("10.1.{a}.{b}")}]}});
-    Message::Seen(Box::new(decode(kind("Pod"), object).unwrap()), number.to_string())
+    Message::Seen(Box::new(decode(kind("Pod"), object, true).unwrap()), number.to_string())
 }
 
 /// Time is tokio's own here: it passes when nothing else can.
@@ -125,6 +128,24 @@ async fn a_list_is_the_truth() {
     assert_eq!(second.model.pods.keys().map(|k| &*k.name).collect::<Vec<_>>(), ["p2"]);
     let (old, new) = (first.model.pods.values().nth(1).unwrap(), second.model.pods.values().next().unwrap());
     assert!(Arc::ptr_eq(old, new), "an object that did not change is the same one");
+}
+
+/// Nobody watches a kind whose version is gone until it has been listed: that is said, and is no error.
+#[tokio::test(start_paused = true)]
+async fn a_stale_kind_is_away() {
+    let bench = Bench::start(None);
+    bench.all_listed().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(bench.state.borrow().connected);
+    bench.say(Message::Stale(kind("Pod"), "too old resource version (410)".to_owned())).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let state = bench.state.borrow().clone();
+    assert_eq!((state.connected, state.errors), (false, 0), "{state:?}");
+    assert!(state.trouble()[0].contains("pods: to be listed again: too old"), "{:?}", state.trouble());
+    bench.listed(kind("Pod"), &[]).await;
+    bench.say(Message::Open(kind("Pod"))).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(bench.state.borrow().connected);
 }
 
 /// Away: what is known stays. At a start: the saved state, once it is clear that the API does not answer.

@@ -67,7 +67,7 @@ fn model() -> Model {
         ),
     ] {
         let kind = KINDS.iter().find(|k| k.kind == kind).unwrap();
-        let seen = decode(kind, object).unwrap();
+        let seen = decode(kind, object, true).unwrap();
         assert!(seen.problems.is_empty(), "{:?}", seen.problems);
         store.put(seen);
     }
@@ -77,13 +77,17 @@ fn model() -> Model {
 #[test]
 fn what_is_saved_is_read_back() {
     let dir = Dir::new("round");
-    let mut saved = SavedState::new(&dir.0.join("made/as/needed"));
+    let mut saved = SavedState::new(&dir.0.join("made/as/needed"), true);
     assert!(saved.read().unwrap().is_none(), "nothing saved is no mistake");
     saved.changed(Arc::new(model()));
     saved.write();
     let (read, at) = saved.read().unwrap().unwrap();
     assert_eq!(read, model());
     assert!(at.elapsed().unwrap() < Duration::from_secs(60));
+    // What annotations said in a run that honoured them, one that does not forgets.
+    let (read, _) = SavedState::new(&dir.0.join("made/as/needed"), false).read().unwrap().unwrap();
+    assert!(!read.pods.is_empty());
+    assert!(read.pods.values().all(|p| p.interface.is_none() && p.netns.is_none() && p.mac.is_none()));
     // Nothing new: nothing is written.
     std::fs::remove_file(&saved.path).unwrap();
     saved.write();
@@ -97,7 +101,7 @@ fn what_is_saved_is_read_back() {
 #[test]
 fn a_broken_file_is_refused() {
     let dir = Dir::new("broken");
-    let mut saved = SavedState::new(&dir.0);
+    let mut saved = SavedState::new(&dir.0, true);
     saved.changed(Arc::new(model()));
     saved.write();
     let good = std::fs::read(&saved.path).unwrap();

@@ -17,7 +17,7 @@ enum Step {
 
 fn seen(kind: &'static str, object: Value) -> Seen {
     let kind = KINDS.iter().find(|k| k.kind == kind).expect("a kind we follow");
-    decode(kind, object).expect("it has a name")
+    decode(kind, object, true).expect("it has a name")
 }
 
 const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "fd00::3"];
@@ -182,4 +182,75 @@ fn the_last_good_state_stays() {
     assert_eq!(store.names("NetworkPolicy").len(), 1);
     assert!(store.remove(&key("NetworkPolicy", "a", "p")));
     assert!(store.names("NetworkPolicy").is_empty());
+}
+
+/// An object that was deleted while nobody looked, and made anew with a mistake: the old one's state is not its own.
+#[test]
+fn the_last_good_state_is_the_objects_own() {
+    let object = |kind: &'static str, uid: &str, good: bool| {
+        let meta =
+            |namespaced: bool| json!({"name": "p", "namespace": namespaced.then_some("a"), "uid": uid});
+        let label = if good { "v" } else { "not a label value" };
+        match kind {
+            "Pod" => json!({"metadata": meta(true), "spec": {"containers": [], "nodeName": "n"},
+                "status": {"podIPs": [{"ip": if good { "10.0.0.1" } else { "127.0.0.1" }}]}}),
+            "Node" => {
+                json!({"metadata": meta(false), "spec": {"podCIDR": if good { "10.0.0.0/24" } else { "x" }}})
+            }
+            "NetworkPolicy" => {
+                json!({"metadata": meta(true), "spec": {"podSelector": {"matchLabels": {"k": label}}}})
+            }
+            "Service" => json!({"metadata": meta(true), "spec": {"ports": [{"port": u16::from(good)}]}}),
+            _ => {
+                json!({"metadata": meta(true), "addressType": if good { "IPv4" } else { "x" }, "endpoints": []})
+            }
+        }
+    };
+    for kind in ["Pod", "Node", "NetworkPolicy", "Service", "EndpointSlice"] {
+        let in_force = |store: &Store| {
+            let m = store.model();
+            let policies = m.policies.values().filter(|p| !p.closed).count();
+            m.pods.len() + m.nodes.len() + policies + m.services.len() + m.slices.len()
+        };
+        let mut store = Store::default();
+        assert!(store.put(seen(kind, object(kind, "first", true))), "{kind}");
+        assert_eq!(in_force(&store), 1, "{kind}");
+        assert!(store.put(seen(kind, object(kind, "first", false))), "{kind}");
+        assert_eq!((in_force(&store), store.wrong().len()), (1, 1), "{kind}: its own last good state");
+        assert!(store.put(seen(kind, object(kind, "second", false))), "{kind}");
+        assert_eq!((in_force(&store), store.wrong().len()), (0, 1), "{kind}: not another's");
+        assert_eq!(&*store.wrong()[0].uid, "second", "{kind}");
+        assert_eq!(store.names(kind).len(), 1, "{kind}");
+        assert!(store.put(seen(kind, object(kind, "second", true))), "{kind}");
+        assert_eq!((in_force(&store), store.wrong().len()), (1, 0), "{kind}");
+    }
+}
+
+/// A policy that never was good isolates all the same; the newest such state does, and a good one wins over all of them.
+#[test]
+fn a_policy_that_never_was_good_isolates() {
+    let policy = |label: &str, cidr: &str| {
+        seen(
+            "NetworkPolicy",
+            json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"podSelector": {"matchLabels": {"k": label}},
+                "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}}),
+        )
+    };
+    let mut store = Store::default();
+    let name = ObjectName { namespace: "a".into(), name: "p".into() };
+    let in_force = |store: &Store| {
+        let p = &store.model().policies[&name];
+        (p.closed, p.pod_selector.to_string(), p.ingress.len(), store.wrong().len())
+    };
+    assert!(store.put(policy("v", "ten")));
+    assert_eq!(in_force(&store), (true, "k=v".to_owned(), 0, 1));
+    assert!(store.model().namespaces.contains_key("a"));
+    assert!(store.put(policy("w", "ten")));
+    assert_eq!(in_force(&store), (true, "k=w".to_owned(), 0, 1), "no last good state: the newest");
+    assert!(store.put(policy("x", "10.0.0.0/8")));
+    assert_eq!(in_force(&store), (false, "k=x".to_owned(), 1, 0));
+    assert!(store.put(policy("y", "ten")));
+    assert_eq!(in_force(&store), (false, "k=x".to_owned(), 1, 1), "the last good state");
+    assert!(store.remove(&key("NetworkPolicy", "a", "p")));
+    assert!(store.model().policies.is_empty() && store.model().namespaces.is_empty());
 }
