@@ -131,6 +131,8 @@ impl Daemon {
         let pod_cidrs = this.map(|n| n.pod_cidrs.clone()).unwrap_or_default();
         let mut own: BTreeSet<IpAddr> = this.into_iter().flat_map(|n| n.addresses.iter().copied()).collect();
         own.extend(self.net.addresses.iter().map(|a| a.net.addr()));
+        // Pods that another plugin made, before this node was switched over, live on with addresses of its own books.
+        own.extend(self.endpoints.foreign_addresses(&self.source.model, &self.node));
         own.retain(|ip| pod_cidrs.iter().any(|c| c.contains(ip)));
         let uplinks = self.attacher.attached().filter(|a| a.port.role == PortRole::Uplink);
         let uplink_mtu = uplinks.map(|a| u32::from(a.port.mtu)).min();

@@ -153,6 +153,17 @@ impl Endpoints {
         &self.problems
     }
 
+    /// Addresses that live pods of this node have by the source, and that are in no record.
+    pub(super) fn foreign_addresses(&self, source: &Model, node: &str) -> BTreeSet<IpAddr> {
+        let ours = source.pods.values().filter(|p| p.node.as_deref() == Some(node));
+        let live = ours.filter(|p| !p.host_network && !p.finished);
+        let mut all: BTreeSet<IpAddr> = live.flat_map(|p| p.addresses.iter().copied()).collect();
+        for ip in self.records.values().flat_map(|r| &r.addresses) {
+            all.remove(ip);
+        }
+        all
+    }
+
     /// The source's model with the records laid over it. The same `Arc` when neither has changed, or nothing came of it,
     /// and each object in it.
     ///

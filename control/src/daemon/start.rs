@@ -108,6 +108,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                     // A pod's start waits for it.
                     due = None;
                     daemon.sync();
+                    daemon.begin(&mut heartbeat)?;
                 }
             }
             () = tokio::time::sleep(look_again.unwrap_or_default()), if look_again.is_some() => daemon.cni_answer(),

@@ -130,6 +130,8 @@ impl Daemon {
         let _ = match question {
             Question::Livez(reply) => reply.send(self.livez()).map_err(drop),
             Question::Readyz(reply) => reply.send(self.readyz()).map_err(drop),
+            // The dear one: not for a client that is gone.
+            Question::Metrics(reply) if reply.is_closed() => Ok(()),
             Question::Metrics(reply) => reply.send(self.measure()).map_err(drop),
         };
     }

@@ -148,6 +148,8 @@ impl Object {
 const INTERFACE: &str = "fastpath.io/interface";
 /// Path of a pod's network namespace.
 const NETNS: &str = "fastpath.io/netns";
+/// Uid of the static pod that a Pod object stands for, set by the kubelet.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 /// MAC address of a pod's side of its veth.
 const POD_MAC: &str = "fastpath.io/mac";
 /// MAC address of a node's VTEP, whatever the outer family.
@@ -341,7 +343,8 @@ fn pod(doc: &Document, notes: &mut Vec<Problem>) -> Result<Object, Vec<Fault>> {
     let mac = annotations.get(POD_MAC).and_then(|t| mac(&mut faults, POD_MAC, t));
     let pod = Pod {
         name,
-        uid: object.metadata.uid.filter(|uid| !uid.is_empty()),
+        // A static pod's object only mirrors it: the runtime knows the pod by the kubelet's uid of it.
+        uid: annotations.get(MIRROR).cloned().or(object.metadata.uid).filter(|uid| !uid.is_empty()),
         labels: object.metadata.labels.unwrap_or_default(),
         node: spec.node_name.filter(|n| !n.is_empty()),
         addresses,

@@ -210,3 +210,20 @@ fn an_error_of_reading_is_not_kept() {
     assert_eq!(endpoints.problems(), [""; 0]);
     assert_eq!(endpoints.get(&a.key).map(AsRef::as_ref), Some(&newer));
 }
+
+/// What another plugin gave to pods that still live is in no book of ours, and must not be given out.
+#[test]
+fn addresses_of_pods_that_others_made() {
+    let dir = Folder::new("foreign");
+    let mut endpoints = Endpoints::open(&dir.0);
+    endpoints.insert(record("c1", "ours", None, &["10.0.0.2"], 1));
+    let source = model([
+        pod("ours", None, &["10.0.0.2"]),
+        pod("theirs", None, &["10.0.0.3", "fd00::3"]),
+        Pod { finished: true, ..pod("done", None, &["10.0.0.4"]) },
+        Pod { host_network: true, ..pod("host", None, &["10.0.0.5"]) },
+        Pod { node: Some("n2".to_owned()), ..pod("elsewhere", None, &["10.0.0.6"]) },
+    ]);
+    let want = ["10.0.0.3", "fd00::3"].map(|a| a.parse().unwrap());
+    assert_eq!(endpoints.foreign_addresses(&source, NODE), BTreeSet::from(want));
+}

@@ -465,6 +465,19 @@ fn annotations_of_other_network_plugins() {
     }
 }
 
+/// The runtime knows a static pod by the uid that its mirror names.
+#[test]
+fn a_mirror_has_the_uid_of_its_static_pod() {
+    for (annotations, want) in [("{}", "u-api"), ("{kubernetes.io/config.mirror: u-static}", "u-static")] {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, uid: u-api, annotations: {annotations}}}\nspec: {{nodeName: a}}\n"
+        );
+        let update = load(&[("p.yaml", &text)]);
+        let pod = &update.model.pods[&name("default", "p")];
+        assert_eq!((pod.uid.as_deref(), problems(&update)), (Some(want), vec![]));
+    }
+}
+
 #[test]
 fn host_ports_are_read() {
     let pod = |spec: &str| {
