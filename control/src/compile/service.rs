@@ -342,7 +342,7 @@ impl Services {
     }
 
     /// The same services with all addresses that the kernel of a node has, `own`: its pods' host ports are on them too,
-    /// and external and load balancers' addresses among them lose the ports that stay the node's ([`KEPT`]). `None`
+    /// and external and load balancers' addresses among them lose the ports that stay the node's (those of `kept_ports`). `None`
     /// when nothing is other by them.
     #[must_use]
     pub fn with_own(&self, model: &Model, node: &str, own: &[IpAddr]) -> Option<Self> {
