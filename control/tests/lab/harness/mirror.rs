@@ -145,5 +145,43 @@ fn parse(text: &str) -> Result<Vec<Value>, String> {
             None => out.push(document),
         }
     }
+    out.iter_mut().for_each(clear_host_bits);
+    out.iter_mut().filter(|o| o["kind"] == "NetworkPolicy").for_each(say_types);
     Ok(out)
+}
+
+/// `policyTypes` as the server fills them in where they are missing. They would stay when the policy is applied again
+/// with other rules, for nobody owns them: `kubectl apply` does so too.
+fn say_types(policy: &mut Value) {
+    let spec = &mut policy["spec"];
+    if spec["policyTypes"].as_array().is_none_or(Vec::is_empty) {
+        let egress = spec["egress"].as_array().is_some_and(|rules| !rules.is_empty());
+        spec["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+    }
+}
+
+/// Networks of `ipBlock`s as the server wants them: newer ones refuse bits beyond the prefix length, which older ones
+/// took, and manifests may have.
+fn clear_host_bits(value: &mut Value) {
+    let truncate = |net: &mut Value| {
+        if let Some(exact) = net.as_str().and_then(|n| n.parse::<ipnet::IpNet>().ok()) {
+            *net = exact.trunc().to_string().into();
+        }
+    };
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match (name.as_str(), field) {
+                    ("ipBlock", Value::Object(block)) => {
+                        block.get_mut("cidr").into_iter().for_each(truncate);
+                        let except = block.get_mut("except").and_then(Value::as_array_mut);
+                        except.into_iter().flatten().for_each(truncate);
+                    }
+                    (_, field) => clear_host_bits(field),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(clear_host_bits),
+        _ => {}
+    }
 }
