@@ -298,5 +298,7 @@ fn make_tunnel(
         dst_mac: mac(node, remote),
         next_hop,
         mtu: mtu.saturating_sub(tunnel_overhead(outer_v6)),
-    })
+        headers: None,
+    }
+    .prepared())
 }

@@ -124,7 +124,6 @@ impl Packets {
         let i = usize::from(self.len) & MASK;
         self.frames[i] = Some(frame);
         self.meta[i] = Meta { ingress, ..Meta::default() };
-        self.setup[i].stale = None;
         self.len += 1;
         None
     }
@@ -192,6 +191,29 @@ impl Packets {
         self.frames[usize::from(i) & MASK].as_mut().map_or(&mut [], Frame::data_mut)
     }
 
+    /// Starts to bring a packet's headers into the cache.
+    #[inline]
+    pub fn prefetch(&self, i: u16) {
+        if let Some(frame) = &self.frames[usize::from(i) & MASK] {
+            frame.prefetch();
+        }
+    }
+
+    /// The same for where encapsulation writes.
+    #[inline]
+    pub fn prefetch_headroom(&self, i: u16) {
+        if let Some(frame) = &self.frames[usize::from(i) & MASK] {
+            frame.prefetch_headroom();
+        }
+    }
+
+    /// The flow keys of all packets.
+    #[inline]
+    #[must_use]
+    pub fn keys(&self) -> &[FlowKey] {
+        self.key.get(..self.len()).unwrap_or_default()
+    }
+
     /// A packet's metadata.
     #[inline]
     #[must_use]
@@ -236,6 +258,21 @@ impl Packets {
     #[inline]
     pub fn setup_mut(&mut self, i: u16) -> &mut Setup {
         &mut self.setup[usize::from(i) & MASK]
+    }
+
+    /// Bytes, metadata and transform of a packet at once.
+    #[inline]
+    pub fn decided(&mut self, i: u16) -> (&mut [u8], &mut Meta, &Transform) {
+        let i = usize::from(i) & MASK;
+        let data = self.frames[i].as_mut().map_or(&mut [][..], Frame::data_mut);
+        (data, &mut self.meta[i], &self.transform[i])
+    }
+
+    /// Frame and metadata of a packet at once.
+    #[inline]
+    pub fn framed(&mut self, i: u16) -> (Option<&mut Frame>, &mut Meta) {
+        let i = usize::from(i) & MASK;
+        (self.frames[i].as_mut(), &mut self.meta[i])
     }
 
     /// Bytes, metadata and key of a packet at once.

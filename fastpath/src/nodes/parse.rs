@@ -5,10 +5,10 @@
 //! and the gateway's elsewhere: the one that pods and the host resolve next hops to.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId};
-use crate::packet::Mac;
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId};
+use crate::packet::{Mac, PortId};
 use crate::snapshot::{GATEWAY_MAC, PortInfo, PortRole};
-use crate::wire::parse::{Parsed, parse};
+use crate::wire::parse::{Parsed, common, parse};
 
 /// The node.
 #[derive(Debug, Default)]
@@ -18,6 +18,27 @@ impl Node for Parse {
     const ID: NodeId = NodeId::Parse;
 
     #[inline]
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        let (snap, seed) = (cx.snap, cx.flows.seed());
+        // Packets of a port come together.
+        let (mut ingress, mut port, mut own, mut uplink) = (PortId::NONE, None, Mac::default(), false);
+        for &i in input {
+            let (data, meta, key) = cx.packets.parts(i);
+            if meta.ingress != ingress {
+                (ingress, port) = (meta.ingress, snap.port(meta.ingress));
+                (own, uplink) = port.map_or((own, uplink), |p| (own_mac(p), p.role == PortRole::Uplink));
+            }
+            let is_ours = port.is_some() && data.first_chunk::<6>() == Some(&own.0);
+            if is_ours && common(data, seed, meta, key) {
+                lists.push(cx, i, if uplink { Next::Decap } else { Next::Source });
+            } else {
+                let next = self.one(cx, i);
+                lists.push(cx, i, next);
+            }
+        }
+    }
+
+    #[inline(never)]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let Some(port) = cx.snap.port(cx.packets.meta(i).ingress) else {
             return Next::Drop(if cx.snap.generation == 0 {
@@ -40,12 +61,17 @@ impl Node for Parse {
     }
 }
 
+/// The address that frames to this port have.
+#[inline]
+fn own_mac(port: &PortInfo) -> Mac {
+    if port.role == PortRole::Uplink { port.mac } else { GATEWAY_MAC }
+}
+
 /// Whether the frame was not addressed to this port.
 #[inline]
 fn wrong_mac(frame: &[u8], port: &PortInfo) -> Option<DropReason> {
     let dst = Mac(*frame.first_chunk::<6>()?);
-    let own = if port.role == PortRole::Uplink { port.mac } else { GATEWAY_MAC };
-    if dst == own {
+    if dst == own_mac(port) {
         None
     } else if dst.0.first().is_some_and(|b| b & 1 == 1) {
         Some(DropReason::Multicast)
