@@ -9,6 +9,7 @@ pub mod tables;
 
 pub use routes::tunnel_overhead;
 
+use core::num::NonZeroU32;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Port {
     pub mtu: u16,
     /// Worker number by queue.
     pub queues: Vec<u16>,
+    /// Whether frames may be redirected to the device.
+    pub redirect: bool,
 }
 
 /// Everything a snapshot is made from.
@@ -166,6 +169,7 @@ fn ports(inputs: &Inputs<'_>, snapshot: &mut Snapshot, problems: &mut Vec<String
                 addrs,
                 group: None,
                 queues: port.queues.clone(),
+                redirect: NonZeroU32::new(port.ifindex).filter(|_| port.redirect),
             });
         }
     }

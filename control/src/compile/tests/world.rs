@@ -138,6 +138,7 @@ impl World {
             peer_mac: None,
             mtu: 1500,
             queues: vec![0],
+            redirect: false,
         };
         self.ports.insert(id, port);
     }
