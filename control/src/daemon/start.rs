@@ -75,6 +75,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut due: Option<tokio::time::Instant> = None;
+    let mut last = tokio::time::Instant::now();
     loop {
         let mut dirty = false;
         let look_again = daemon.cni.look_again();
@@ -110,6 +111,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 if at_once {
                     // A pod's start waits for it.
                     due = None;
+                    last = tokio::time::Instant::now();
                     daemon.sync();
                     daemon.begin(&mut heartbeat)?;
                 }
@@ -118,12 +120,13 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             Some(question) = web_questions.recv() => daemon.answer_web(question),
             () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                 due = None;
+                last = tokio::time::Instant::now();
                 daemon.sync();
                 daemon.begin(&mut heartbeat)?;
             }
         }
         if dirty && due.is_none() {
-            due = Some(tokio::time::Instant::now() + COALESCE);
+            due = Some(tokio::time::Instant::now().max(last + COALESCE));
         }
     }
     tracing::info!("stopping");
@@ -203,6 +206,8 @@ fn start(
         source_state,
         net,
         snapshot: Arc::new(Snapshot::default()),
+        kept: compile::Kept::default(),
+        applied: super::applied::Applied::default(),
         published: None,
         in_force: None,
         synced: None,
