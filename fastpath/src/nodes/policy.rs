@@ -41,13 +41,13 @@ impl Node for Policy {
     }
 
     /// Step by step: what one packet waits for from memory, all do at once.
-    fn run(&mut self, cx: &mut Context<'_>, input: &mut Vec<u16>, lists: &mut Lists) {
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
         self.asked.clear();
-        for i in input.iter() {
-            let setup = cx.packets.setup(*i);
+        for &i in input {
+            let setup = cx.packets.setup(i);
             self.asked.push(Ends::ask(cx.snap, &setup.original, &setup.translated));
         }
-        for (i, ends) in input.drain(..).zip(&self.asked) {
+        for (&i, ends) in input.iter().zip(&self.asked) {
             let setup = cx.packets.setup(i);
             let verdict = ends.answer(cx.snap, setup.original.proto, setup.translated.dport);
             let next = conclude(cx, i, verdict);
