@@ -4,6 +4,7 @@
 //! older one is re-evaluated before they are used.
 #![forbid(unsafe_code)]
 
+use core::num::NonZeroU32;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -156,6 +157,9 @@ pub struct PortInfo {
     pub group: Option<GroupId>,
     /// Who owns each of the device's queues: worker number by queue; packets for the port go to one of them.
     pub queues: Vec<u16>,
+    /// The device's index, if frames may be redirected to it, so that a worker's
+    /// [`Outbox`](crate::io::xsk::Outbox) may send there.
+    pub redirect: Option<NonZeroU32>,
 }
 
 /// Where packets for a prefix go.

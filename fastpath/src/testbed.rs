@@ -91,6 +91,7 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
         addrs,
         group: None,
         queues: vec![0],
+        redirect: None,
     };
     let mut ports = vec![Some(port("uplink", PortRole::Uplink, 0, vec![], 1500))];
     let mut snap = Snapshot { generation: 1, ..Snapshot::default() };
@@ -175,6 +176,7 @@ pub fn add_host(snap: &mut Snapshot) {
         addrs: Vec::new(),
         group: None,
         queues: vec![0],
+        redirect: None,
     };
     if let Some(slot) = snap.ports.get_mut(at) {
         *slot = Some(port);

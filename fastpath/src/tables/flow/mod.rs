@@ -47,18 +47,22 @@ pub use types::{
 use crate::packet::FlowKey;
 use slot::{V4, V6};
 use state::Limits;
-use table::{Ask, NOWHERE, Place, Table};
+use table::{NOWHERE, Place, Table};
 
 /// Last-seen times are written when they are older than this, in milliseconds, so that a busy flow does not
-/// dirty its line with every packet. A flow may time out earlier by as much.
-pub const LAST_SEEN_GRAIN: u32 = 100;
+/// dirty its line with every packet: or sooner, at one part in [`LAST_SEEN_PART`] of the flow's timeout. A flow may
+/// time out earlier by as much.
+pub const LAST_SEEN_GRAIN: u32 = 1000;
+
+/// See [`LAST_SEEN_GRAIN`].
+pub const LAST_SEEN_PART: u32 = 32;
 
 /// How long a half-open flow keeps the key of its answers from a new flow that asks for it as a last resort, in
 /// milliseconds: longer than answers take, and than TCP waits before it repeats its SYN.
 pub const HALF_OPEN_IDLE_MS: u32 = 2000;
 
 /// Keys that go through the stages of a lookup together.
-const STAGE: usize = 64;
+const GROUP: usize = 16;
 /// Shares that keep their own place in the sweep; more share places.
 const CURSORS: usize = 64;
 
@@ -99,34 +103,50 @@ impl FlowTable {
         self.limits.set(timeouts);
     }
 
-    /// Looks up a batch: `out` is cleared and gets one entry for each key.
+    /// Looks up a batch: `out` gets one entry for each key, whatever it held before.
     ///
     /// `hashes` are the keys' [`FlowKey::hash`] with [`FlowTable::seed`], as many as keys; a key without one is
     /// a miss. Allocates only if `out` has no room for as many entries.
     pub fn lookup_batch(&self, keys: &[FlowKey], hashes: &[u64], now: Millis, out: &mut Vec<Option<Hit>>) {
         debug_assert_eq!(keys.len(), hashes.len());
-        out.clear();
+        // Every one that has a hash is written below.
         out.resize(keys.len(), None);
-        let mut ahead = keys.chunks(STAGE).zip(hashes.chunks(STAGE));
-        let mut places = [Place::default(); STAGE];
-        let mut fetch_tags = |places: &mut [Place; STAGE]| {
-            let (keys, hashes) = ahead.next().unwrap_or_default();
+        if let Some(rest) = out.get_mut(hashes.len()..) {
+            rest.fill(None);
+        }
+        let groups = || keys.chunks(GROUP).zip(hashes.chunks(GROUP));
+        let (mut for_tags, mut for_entries) = (groups(), groups());
+        let mut places = [Place::default(); GROUP];
+        let mut fetch_tags = |places: &mut [Place; GROUP]| {
+            let (keys, hashes) = for_tags.next().unwrap_or_default();
             for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
                 let v4 = key.src.is_v4();
                 *place = if v4 { self.v4.fetch_tags(*hash) } else { self.v6.fetch_tags(*hash) };
             }
         };
-        fetch_tags(&mut places);
-        for ((keys, hashes), out) in keys.chunks(STAGE).zip(hashes.chunks(STAGE)).zip(out.chunks_mut(STAGE)) {
-            let mut at = [NOWHERE; STAGE];
-            for ((key, place), at) in keys.iter().zip(&places).zip(&mut at) {
+        let mut fetch_entries = |places: &[Place; GROUP], slots: &mut [u32; GROUP]| {
+            let (keys, _) = for_entries.next().unwrap_or_default();
+            for ((key, place), at) in keys.iter().zip(places).zip(slots) {
                 *at = if key.src.is_v4() { self.v4.fetch_entry(*place) } else { self.v6.fetch_entry(*place) };
             }
+        };
+        let mut slots = [NOWHERE; GROUP];
+        fetch_tags(&mut places);
+        fetch_entries(&places, &mut slots);
+        fetch_tags(&mut places);
+        for ((keys, hashes), out) in groups().zip(out.chunks_mut(GROUP)) {
+            // The next group's entries are on their way while this one's are compared.
+            let mut next = [NOWHERE; GROUP];
+            fetch_entries(&places, &mut next);
             fetch_tags(&mut places);
-            for ((key, hash), (at, out)) in keys.iter().zip(hashes).zip(at.iter().zip(out)) {
-                let ask = Ask { key, hash: *hash, now, limits: &self.limits };
-                if key.src.is_v4() { self.v4.finish(&ask, *at, out) } else { self.v6.finish(&ask, *at, out) }
+            for ((key, hash), (at, out)) in keys.iter().zip(hashes).zip(slots.iter().zip(out)) {
+                if key.src.is_v4() {
+                    self.v4.finish(&self.limits, key, *hash, now, *at, out);
+                } else {
+                    self.v6.finish(&self.limits, key, *hash, now, *at, out);
+                }
             }
+            slots = next;
         }
     }
 
@@ -135,12 +155,13 @@ impl FlowTable {
     /// Changes nothing but that a flow past its timeout is removed: also for the packet an ICMP error quotes.
     #[must_use]
     pub fn lookup(&self, key: &FlowKey, hash: u64, now: Millis) -> Option<Hit> {
-        let ask = Ask { key, hash, now, limits: &self.limits };
         let mut out = None;
         if key.src.is_v4() {
-            self.v4.finish(&ask, self.v4.fetch_entry(self.v4.place(hash)), &mut out);
+            let at = self.v4.fetch_entry(self.v4.place(hash));
+            self.v4.finish(&self.limits, key, hash, now, at, &mut out);
         } else {
-            self.v6.finish(&ask, self.v6.fetch_entry(self.v6.place(hash)), &mut out);
+            let at = self.v6.fetch_entry(self.v6.place(hash));
+            self.v6.finish(&self.limits, key, hash, now, at, &mut out);
         }
         out
     }
@@ -150,7 +171,7 @@ impl FlowTable {
     /// Returns the state after it. When nothing changes, and for a flow that is gone, nothing is written.
     #[inline]
     pub fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
-        if hit.at.v6 { self.v6.observe(hit, tcp_flags, now) } else { self.v4.observe(hit, tcp_flags, now) }
+        if hit.at.v6 { self.v6.observe(hit, tcp_flags, now, &self.limits) } else { self.v4.observe(hit, tcp_flags, now, &self.limits) }
     }
 
     /// Installs a flow, both directions, seen `now`.
