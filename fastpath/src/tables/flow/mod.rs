@@ -171,7 +171,11 @@ impl FlowTable {
     /// Returns the state after it. When nothing changes, and for a flow that is gone, nothing is written.
     #[inline]
     pub fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
-        if hit.at.v6 { self.v6.observe(hit, tcp_flags, now, &self.limits) } else { self.v4.observe(hit, tcp_flags, now, &self.limits) }
+        if hit.at.v6 {
+            self.v6.observe(hit, tcp_flags, now, &self.limits)
+        } else {
+            self.v4.observe(hit, tcp_flags, now, &self.limits)
+        }
     }
 
     /// Installs a flow, both directions, seen `now`.
