@@ -5,6 +5,7 @@
 //! and the gateway's elsewhere: the one that pods and the host resolve next hops to.
 #![forbid(unsafe_code)]
 
+use super::source::refused_by;
 use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId};
 use crate::packet::{Mac, PortId};
 use crate::snapshot::{GATEWAY_MAC, PortInfo, PortRole};
@@ -28,12 +29,21 @@ impl Node for Parse {
                 (ingress, port) = (meta.ingress, snap.port(meta.ingress));
                 (own, uplink) = port.map_or((own, uplink), |p| (own_mac(p), p.role == PortRole::Uplink));
             }
-            let is_ours = port.is_some() && data.first_chunk::<6>() == Some(&own.0);
-            if is_ours && common(data, seed, meta, key) {
-                lists.push(cx, i, if uplink { Next::Decap } else { Next::Source });
-            } else {
-                let next = self.one(cx, i);
-                lists.push(cx, i, next);
+            match port {
+                Some(port) if data.first_chunk::<6>() == Some(&own.0) && common(data, seed, meta, key) => {
+                    // What `source` would say, while port and address are at hand.
+                    if uplink {
+                        lists.push(cx, i, Next::Decap);
+                    } else if refused_by(snap, port, key.src).is_none() {
+                        lists.push(cx, i, Next::Flow);
+                    } else {
+                        lists.push(cx, i, Next::Source);
+                    }
+                }
+                _ => {
+                    let next = self.one(cx, i);
+                    lists.push(cx, i, next);
+                }
             }
         }
     }

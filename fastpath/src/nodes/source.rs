@@ -69,8 +69,9 @@ pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropR
     }
 }
 
+/// [`refused`] by the port itself.
 #[inline]
-fn refused_by(snap: &Snapshot, port: &PortInfo, src: Ip) -> Option<DropReason> {
+pub(super) fn refused_by(snap: &Snapshot, port: &PortInfo, src: Ip) -> Option<DropReason> {
     match port.role {
         PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),
         // Least of all as the node, which policies always let in.
