@@ -40,11 +40,12 @@ mod tests;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 pub use types::{
-    Claim, EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Swept, Timeouts,
+    Claim, EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Plan, Swept, Timeouts,
     Transform,
 };
 
 use crate::packet::FlowKey;
+use insert::Time;
 use slot::{V4, V6};
 use state::Limits;
 use table::{NOWHERE, Place, Table};
@@ -174,6 +175,37 @@ impl FlowTable {
         if hit.at.v6 { self.v6.observe(hit, tcp_flags, now, &self.limits) } else { self.v4.observe(hit, tcp_flags, now, &self.limits) }
     }
 
+    /// Begins to install a flow with these keys: fetches its buckets. Nothing has to follow, and nothing changes.
+    ///
+    /// With many flows to install, each of them should go through [`FlowTable::fetch_slots`] and
+    /// [`FlowTable::fetch_partners`] some packets later, and through [`FlowTable::insert_planned`] some more packets
+    /// later: then their cache misses overlap.
+    #[inline]
+    #[must_use]
+    pub fn plan(&self, original: &FlowKey, reply: &FlowKey) -> Plan {
+        let hashes = [original.hash(self.seed), reply.hash(self.seed)];
+        let v6 = !original.src.is_v4();
+        if v6 { self.v6.fetch_buckets(hashes) } else { self.v4.fetch_buckets(hashes) }
+        Plan { hashes, victims: [NOWHERE; 2], v6 }
+    }
+
+    /// Fetches the entries that a planned flow will be compared with and written to.
+    #[inline]
+    pub fn fetch_slots(&self, plan: &mut Plan, now: Millis) {
+        let time = Time { now, limits: &self.limits };
+        let hashes = plan.hashes;
+        plan.victims =
+            if plan.v6 { self.v6.fetch_slots(hashes, time) } else { self.v4.fetch_slots(hashes, time) };
+    }
+
+    /// Fetches the other halves of flows that will have to go, if there are any.
+    #[inline]
+    pub fn fetch_partners(&self, plan: &Plan) {
+        if plan.victims != [NOWHERE; 2] {
+            if plan.v6 { self.v6.fetch_partners(plan.victims) } else { self.v4.fetch_partners(plan.victims) }
+        }
+    }
+
     /// Installs a flow, both directions, seen `now`.
     #[must_use]
     pub fn insert(&self, new: &NewFlow, now: Millis) -> Inserted {
@@ -183,13 +215,23 @@ impl FlowTable {
     /// The same; `claim` says what other flow gives way that has the key of its answers.
     #[must_use]
     pub fn insert_by(&self, new: &NewFlow, claim: Claim, now: Millis) -> Inserted {
+        self.install(new, claim, [new.original.hash(self.seed), new.reply.hash(self.seed)], now)
+    }
+
+    /// The same, after [`FlowTable::plan`] with the keys of this flow.
+    #[must_use]
+    pub fn insert_planned(&self, new: &NewFlow, claim: Claim, plan: &Plan, now: Millis) -> Inserted {
+        debug_assert_eq!(plan.hashes, [new.original.hash(self.seed), new.reply.hash(self.seed)]);
+        self.install(new, claim, plan.hashes, now)
+    }
+
+    fn install(&self, new: &NewFlow, claim: Claim, hashes: [u64; 2], now: Millis) -> Inserted {
         let v6 = !new.original.src.is_v4();
         let ends = [new.original.src, new.original.dst, new.reply.src, new.reply.dst];
         let transforms = [&new.original_transform, &new.reply_transform];
         if ends.iter().any(|ip| ip.is_v4() == v6) || transforms.iter().any(|t| t.is_v6() != Some(v6)) {
             return Inserted::MixedFamilies;
         }
-        let hashes = [new.original.hash(self.seed), new.reply.hash(self.seed)];
         if v6 {
             self.v6.insert(new, claim, hashes, now, &self.limits)
         } else {
