@@ -110,6 +110,16 @@ choices! {
 }
 
 choices! {
+    /// `workers.transmit`.
+    Transmit {
+        /// Full vectors in one call.
+        Together = "together",
+        /// AF_XDP only.
+        Sockets = "sockets",
+    }
+}
+
+choices! {
     /// `flow.tcp_pickup`.
     TcpPickup {
         /// A segment in the middle of a connection may open a flow.
@@ -297,6 +307,14 @@ section! {
         "idle_spin_us" idle_spin: Duration = Duration::from_micros(50), micros(0, 1_000_000);
         /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
         "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 500);
+        /// How full vectors are sent to veths: "together" in one system call for all devices, through the kernel's
+        /// XDP (Linux 5.18, GRO on in the pod, which is seen to), or device by device by the AF_XDP "sockets".
+        "transmit" transmit: Transmit = Transmit::Together, OneOf;
+        /// How long a system call of a worker polls a device that has nothing, in microseconds (SO_BUSY_POLL); 0
+        /// leaves reception to the kernel. For NICs, with `napi_defer_hard_irqs` and `gro_flush_timeout` set on them.
+        "busy_poll_us" busy_poll: Duration = Duration::ZERO, micros(0, 1_000);
+        /// Packets of a device that one such poll handles (SO_BUSY_POLL_BUDGET).
+        "busy_poll_budget" busy_poll_budget: u32 = 64, int(8, 1024);
     }
 }
 

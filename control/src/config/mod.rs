@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 use crate::model::Pod;
 pub use keys::{
     Daemon, Deny, Encap, Family, Flow, Host, Http, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay,
-    Pods, Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp,
-    XdpMode, ZeroCopy,
+    Pods, Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Transmit, Uplink,
+    Workers, Xdp, XdpMode, ZeroCopy,
 };
 pub use networks::SnatPorts;
 pub use reference::reference;

@@ -3,10 +3,11 @@
 
 use anyhow::Context as _;
 use fastpath::engine::{EngineConfig, Polling, WorkerConfig};
-use fastpath::io::xsk::{self, OpenConfig, Umem, UmemConfig};
+use fastpath::io::xsk::{self, BusyPoll, OpenConfig, Outbox, Umem, UmemConfig};
 use fastpath::snapshot::Settings;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
-use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect};
+use fastpath_xdp::outbox::Sender;
+use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect, abi_outbox};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -74,6 +75,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut due: Option<tokio::time::Instant> = None;
+    let mut last = tokio::time::Instant::now();
     loop {
         let mut dirty = false;
         let look_again = daemon.cni.look_again();
@@ -91,6 +93,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty();
                 dirty |= daemon.reload_endpoints();
                 dirty |= daemon.look_at_sockets();
+                dirty |= daemon.attacher.look_at_redirects();
             }
             Ok(()) = updates.changed() => {
                 daemon.learn(updates.borrow_and_update().clone());
@@ -109,6 +112,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 if at_once {
                     // A pod's start waits for it.
                     due = None;
+                    last = tokio::time::Instant::now();
                     daemon.sync();
                     daemon.begin(&mut heartbeat)?;
                 }
@@ -117,12 +121,13 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             Some(question) = web_questions.recv() => daemon.answer_web(question),
             () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                 due = None;
+                last = tokio::time::Instant::now();
                 daemon.sync();
                 daemon.begin(&mut heartbeat)?;
             }
         }
         if dirty && due.is_none() {
-            due = Some(tokio::time::Instant::now() + COALESCE);
+            due = Some(tokio::time::Instant::now().max(last + COALESCE));
         }
     }
     tracing::info!("stopping");
@@ -184,8 +189,13 @@ fn start(
         seed: random_seed()?,
     };
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
+    let senders = match config.workers.transmit {
+        config::Transmit::Together => give_outboxes(&engine),
+        config::Transmit::Sockets => Vec::new(),
+    };
     let (reserved, start_problems) = super::reserve::Reserved::open(&config);
-    let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config, workers.len()));
+    let attacher =
+        Attacher::new(engine, umem, redirect, preparer, senders, attach_config(&config, workers.len()));
     let resolver = Resolver::new()?;
     let endpoints = super::endpoints::Endpoints::open(&config.daemon.data_dir);
     Ok(Daemon {
@@ -207,6 +217,8 @@ fn start(
         source_state,
         net,
         snapshot: Arc::new(Snapshot::default()),
+        kept: compile::Kept::default(),
+        applied: super::applied::Applied::default(),
         published: None,
         in_force: None,
         synced: None,
@@ -239,6 +251,30 @@ fn workers(config: &Config) -> anyhow::Result<Vec<WorkerConfig>> {
     Ok(cores.into_iter().map(|core| WorkerConfig { core: Some(core), polling }).collect())
 }
 
+/// Has every worker send full vectors to veths in one call; without, its sockets do that, at more cost.
+fn give_outboxes(engine: &Engine) -> Vec<Sender> {
+    let give = |worker| -> anyhow::Result<Sender> {
+        let mut sender = Sender::load()?;
+        let outbox = Outbox::new(sender.program()?, sender.memory()).context("map the outbox")?;
+        engine.give_outbox(worker, outbox)?;
+        Ok(sender)
+    };
+    let mut senders = Vec::new();
+    for worker in 0..engine.workers() {
+        match give(worker) {
+            Ok(sender) => senders.push(sender),
+            Err(e) => tracing::info!("worker {worker} sends by its sockets only: {e:#}"),
+        }
+    }
+    senders
+}
+
+const _: () = assert!(
+    abi_outbox::SLOTS == Outbox::SLOTS
+        && abi_outbox::LONGEST == Outbox::LONGEST
+        && size_of::<abi_outbox::Slot>() == Outbox::STRIDE
+);
+
 fn attach_config(config: &Config, workers: usize) -> AttachConfig {
     let frames = usize::try_from(config.memory.frames_per_worker).unwrap_or(0).saturating_mul(workers);
     AttachConfig {
@@ -255,6 +291,10 @@ fn attach_config(config: &Config, workers: usize) -> AttachConfig {
             },
             rx_ring: config.memory.rx_ring,
             tx_ring: config.memory.tx_ring,
+            busy_poll: (!config.workers.busy_poll.is_zero()).then(|| BusyPoll {
+                microseconds: u32::try_from(config.workers.busy_poll.as_micros()).unwrap_or(u32::MAX),
+                budget: config.workers.busy_poll_budget,
+            }),
             ..OpenConfig::default()
         },
         frame_size: config.memory.frame_size,

@@ -18,7 +18,10 @@ fn net(links: Vec<Link>) -> Result<Arc<NetView>, String> {
 
 /// A node where all is well.
 fn facts() -> Facts {
-    let native = Driver { name: "ice".into(), xdp: Some(XdpFeatures { native: true, zero_copy: true }) };
+    let native = Driver {
+        name: "ice".into(),
+        xdp: Some(XdpFeatures { native: true, redirect_target: true, zero_copy: true }),
+    };
     Facts {
         kernel: "6.1.0-18-amd64".into(),
         xdp: Ok(()),
@@ -135,7 +138,7 @@ fn rights_and_memory() {
 fn devices() {
     let driver = |native, zero_copy| {
         move |f: &mut Facts| {
-            let xdp = Some(XdpFeatures { native, zero_copy });
+            let xdp = Some(XdpFeatures { native, redirect_target: native, zero_copy });
             f.drivers = [(2, Driver { name: "drv".into(), xdp })].into();
         }
     };

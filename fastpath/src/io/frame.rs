@@ -103,6 +103,19 @@ impl Frame {
         unsafe { slice::from_raw_parts_mut(self.ptr.as_ptr().add(usize::from(self.head)), self.len()) }
     }
 
+    /// Starts to bring the packet's first cache line into the cache. Frames lie 2 or 4 KiB apart, so that the headers of
+    /// a few dozen are all that the first-level cache can hold.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(self.ptr.as_ptr().wrapping_add(usize::from(self.head)));
+    }
+
+    /// The same for the cache line in front of the packet, where encapsulation writes.
+    #[inline]
+    pub fn prefetch_headroom(&self) {
+        prefetch(self.ptr.as_ptr().wrapping_add(usize::from(self.head)).wrapping_sub(64));
+    }
+
     /// Room in front of the packet, in bytes.
     #[inline]
     #[must_use]
@@ -172,6 +185,18 @@ impl Frame {
         }
         fits
     }
+}
+
+#[inline]
+fn prefetch(at: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: SSE is part of x86-64; the instruction is a hint that neither faults nor accesses anything, whatever the
+    // address is.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast::<i8>());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
 }
 
 impl fmt::Debug for Frame {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `umem` | [`Umem`]: the memory shared with the kernel; opening ports on it |
 //! | `port` | [`XskPort`]: rings, kicks, accounting of frames |
+//! | `outbox` | [`Outbox`]: sends to many devices at once, not by sockets |
 //! | `desc` | makes ring descriptors whose packet begins anywhere in a frame |
 //! | `sys` | the socket options xsk-rs has no call for |
 //!
@@ -23,10 +24,12 @@ use core::time::Duration;
 use std::io;
 
 mod desc;
+mod outbox;
 mod port;
 mod sys;
 mod umem;
 
+pub use outbox::Outbox;
 pub use port::XskPort;
 pub use umem::Umem;
 

@@ -517,6 +517,16 @@ impl Port for XskPort {
         self.tx_pending && self.link == Link::Up && self.stalled < STALLED_REFILLS
     }
 
+    fn settled(&self) -> bool {
+        self.link == Link::Up && !self.tx_pending && !self.zero_copy
+    }
+
+    fn redirected(&mut self, packets: u64, bytes: u64) {
+        self.stats.tx_packets += packets;
+        self.stats.tx_redirected += packets;
+        self.stats.tx_bytes += bytes;
+    }
+
     fn up(&self) -> bool {
         self.link == Link::Up
     }
