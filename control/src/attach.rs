@@ -348,11 +348,11 @@ impl Attacher {
     }
 
     /// Frames a pod's queue gets to begin with: so many that a first burst finds room on a node of few pods, and so
-    /// few, the more there are, that 250 quiet pods hold about half of all.
+    /// few, the more there are, that 250 quiet pods hold two thirds of all.
     fn pod_fill_start(&self) -> u32 {
-        const FEW: usize = 8;
-        let ports = self.attached.len().max(FEW);
-        u32::try_from(self.config.frames / 8 / ports).unwrap_or(0)
+        let worker = self.config.frames / self.engine.workers().max(1);
+        let spared = worker / 8 / self.attached.len().max(1);
+        u32::try_from(spared.min(self.umem.arena_frames() / 32)).unwrap_or(0)
     }
 
     /// Brings both ends of the device into the state the mode needs; returns its queues.

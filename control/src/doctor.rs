@@ -10,7 +10,7 @@ use serde::Serialize;
 
 mod api;
 mod checks;
-mod facts;
+pub(crate) mod facts;
 mod neighbours;
 mod networkd;
 #[cfg(test)]

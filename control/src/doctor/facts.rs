@@ -149,7 +149,7 @@ fn number(path: &str) -> u64 {
     fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
 }
 
-fn cores() -> BTreeSet<usize> {
+pub(crate) fn cores() -> BTreeSet<usize> {
     let mask = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
     (0..nix::sched::CpuSet::count()).filter(|c| mask.is_set(*c).unwrap_or(false)).collect()
 }

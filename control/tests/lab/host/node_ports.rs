@@ -60,10 +60,14 @@ fn other_ports_are_the_kernels() {
     let node = lab.node("a");
     let _server = Server::start(&lab.pod("a1").ns, "a1", PORT).unwrap();
     let rules = || ["-4", "-6"].map(|f| node.ns.exec("ip", &[f, "rule"]));
+    // What the kernel gives to no connection of the node's own: the SNAT range, and the node ports there are.
+    let reserved = || node.ns.exec("sysctl", &["-n", "net.ipv4.ip_local_reserved_ports"]).trim().to_owned();
     let before = rules();
+    assert_eq!(reserved(), "40000-56383");
     assert!(before.iter().all(|r| r.starts_with("0:\tfrom all lookup local")), "{before:?}");
     serve(&lab, |f| vec![pod(&lab, "a1", f)]);
     let during = rules();
+    assert_eq!(reserved(), "30090,40000-56383");
     for text in &during {
         assert!(text.contains("dport 30090"), "{text}");
         assert!(text.contains("\n2:\tfrom all lookup local") && !text.contains("\n0:"), "{text}");
@@ -79,6 +83,7 @@ fn other_ports_are_the_kernels() {
     }
     lab.withdraw("own.yaml");
     assert_eq!(rules(), before);
+    assert_eq!(reserved(), "40000-56383");
 }
 
 /// External addresses: from the node itself the service answers at once, by its ports alone.

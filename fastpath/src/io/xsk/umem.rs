@@ -9,6 +9,7 @@ use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
@@ -32,8 +33,8 @@ const ANCHOR_WAIT: Duration = Duration::from_millis(100);
 /// Time between two attempts.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
-/// Ports of an arena are few while there are so many frames for each.
-const PORT_FRAMES: usize = 1024;
+/// Frames that a port needs besides those it begins to receive into: for what is on its way out.
+const PORT_FRAMES: u32 = 64;
 /// Most arenas of one [`Umem`]: a tap device has 256 queues.
 const MOST_ARENAS: u32 = 128;
 
@@ -61,7 +62,29 @@ pub(super) struct Shared {
     // Dropped in this order: the anchor's rings before the memory they are registered with, both before the device.
     _anchor: Anchor,
     memory: Memory,
+    /// Frames that its ports need at the least, together.
+    claimed: AtomicU32,
     _tap: Option<Arc<Tap>>,
+}
+
+/// One port's part in an arena.
+#[derive(Debug)]
+pub(super) struct Share {
+    arena: Arc<Shared>,
+    claim: u32,
+}
+
+impl Share {
+    fn of(arena: &Arc<Shared>, claim: u32) -> Self {
+        arena.claimed.fetch_add(claim, Ordering::Relaxed);
+        Self { arena: Arc::clone(arena), claim }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.arena.claimed.fetch_sub(self.claim, Ordering::Relaxed);
+    }
 }
 
 /// The rings of the anchor: only kept.
@@ -310,14 +333,14 @@ fn home_size(config: &UmemConfig) -> usize {
 /// Where a port's frames live.
 #[derive(Debug)]
 pub(super) enum Source {
-    Shared(Arc<Shared>),
+    Shared(Share),
     Private(Box<Private>),
 }
 
 impl Source {
     pub(super) fn memory(&self) -> &Memory {
         match self {
-            Self::Shared(shared) => &shared.memory,
+            Self::Shared(share) => &share.arena.memory,
             Self::Private(private) => &private.memory,
         }
     }
@@ -428,20 +451,21 @@ impl Umem {
         let tap = Arc::new(moorings.tap);
         let shared = made.into_iter().map(|Moored { anchor, memory, by_tap }| {
             let tap = by_tap.then(|| Arc::clone(&tap));
-            Arc::new(Shared { _anchor: anchor, memory, _tap: tap })
+            Arc::new(Shared { _anchor: anchor, memory, claimed: AtomicU32::new(0), _tap: tap })
         });
         Ok((Self { arenas: shared.collect(), config: config.clone() }, all))
     }
 
-    /// The arena for one port more of a group: the first while it has few, else the one that has fewest.
-    fn arena(&self, group: u32) -> Option<&Arc<Shared>> {
+    /// The arena for one port more of a group: the first whose ports need less than half of it, else the one whose ports
+    /// need least.
+    fn arena(&self, group: u32, claim: u32) -> Option<&Arc<Shared>> {
         let groups = self.config.groups.max(1);
         let each = self.arenas.len() / groups as usize;
-        let arenas = self.arenas.get((group % groups) as usize * each..)?.get(..each)?;
-        // The list's own is one, and so the same for all.
-        let ports = |arena: &&Arc<Shared>| Arc::strong_count(arena);
-        let few = |arena: &&Arc<Shared>| ports(arena) <= arena.memory.region.count() / PORT_FRAMES;
-        arenas.iter().find(few).or_else(|| arenas.iter().min_by_key(ports))
+        let from = if each == 0 { 0 } else { (group % groups) as usize * each };
+        let arenas = self.arenas.get(from..)?.get(..each.max(1))?;
+        let claimed = |arena: &&Arc<Shared>| arena.claimed.load(Ordering::Relaxed);
+        let few = |arena: &&Arc<Shared>| (claimed(arena) + claim) as usize * 2 <= arena.memory.region.count();
+        arenas.iter().find(few).or_else(|| arenas.iter().min_by_key(claimed))
     }
 
     /// Opens a socket on (device, queue). May wait ([`OpenConfig::wait`], with [`Mode::Auto`] twice) for the kernel to
@@ -461,10 +485,12 @@ impl Umem {
                 other => return other,
             },
         }
-        let arena = self.arena(config.group).ok_or(XskError::DescLayout)?;
+        let claim = config.fill_start.max(PORT_FRAMES).min(self.config.fill_ring) + PORT_FRAMES;
+        let bad = || XskError::Config { what: "group", value: config.group, want: "one of the memory's" };
+        let share = Share::of(self.arena(config.group, claim).ok_or_else(bad)?, claim);
         // The mode is the anchor's.
-        let rings = open_rings(&arena.memory.umem, config, BindFlags::XDP_COPY)?;
-        XskPort::new(Source::Shared(Arc::clone(arena)), rings, config, self.config())
+        let rings = open_rings(&share.arena.memory.umem, config, BindFlags::XDP_COPY)?;
+        XskPort::new(Source::Shared(share), rings, config, self.config())
     }
 
     fn open_private(&self, config: &OpenConfig, bind: BindFlags) -> Result<XskPort, XskError> {
@@ -490,6 +516,12 @@ impl Umem {
     #[must_use]
     pub fn arenas(&self) -> usize {
         self.arenas.len()
+    }
+
+    /// Frames of each of them.
+    #[must_use]
+    pub fn arena_frames(&self) -> usize {
+        self.arenas.first().map_or(0, |arena| arena.memory.region.count())
     }
 
     /// Whether huge pages were asked for and had.
