@@ -90,6 +90,9 @@ fn every_key_is_read() {
         polling = "busy"
         idle_spin_us = 0
         idle_sleep_ms = 10
+        transmit = "sockets"
+        busy_poll_us = 20
+        busy_poll_budget = 32
         [memory]
         frames_per_worker = 4096
         frame_size = 4096
@@ -157,6 +160,9 @@ fn every_key_is_read() {
             polling: Polling::Busy,
             idle_spin: Duration::ZERO,
             idle_sleep: Duration::from_millis(10),
+            transmit: Transmit::Sockets,
+            busy_poll: Duration::from_micros(20),
+            busy_poll_budget: 32,
         },
         memory: Memory {
             frames_per_worker: 4096,
