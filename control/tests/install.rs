@@ -125,7 +125,7 @@ fn rights_are_the_least() {
         }
     }
     given.sort();
-    let used = fastpath_control::source::kubernetes::rights();
+    let used = fastpath_control::source::kubernetes::rights(false);
     let mut used: Vec<_> =
         used.iter().map(|r| (r.group.to_owned(), r.resource.to_owned(), r.verb.to_owned())).collect();
     used.sort();

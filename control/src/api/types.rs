@@ -52,6 +52,9 @@ pub struct Status {
     pub ready: bool,
     /// When the source's state that is published was read in full; `None` before the first time.
     pub last_sync: Option<Sync>,
+    /// How long changes of the source took to be in force.
+    #[serde(default)]
+    pub applied: Applied,
     /// How the source is.
     #[serde(default)]
     pub source: Option<SourceStatus>,
@@ -72,6 +75,21 @@ impl Status {
     pub fn healthy(&self) -> bool {
         self.ready && self.degraded.is_empty()
     }
+}
+
+/// From the source's new model to the last worker's acknowledgement, of the last 1024 changes; microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Changes since the daemon started that made a difference.
+    pub count: u64,
+    /// The last one.
+    pub last_us: u64,
+    /// Half of them took no longer.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer.
+    pub p99_us: u64,
+    /// The longest.
+    pub max_us: u64,
 }
 
 /// How the source is.

@@ -79,6 +79,7 @@ fn status_says_what_is_wrong() {
         acked_generation: 4,
         ready: true,
         last_sync: Some(Sync { at: "2024-01-01T00:00:00.000Z".into(), age_s: 2 }),
+        applied: Applied::default(),
         source: None,
         problems: vec![Problem {
             severity: Severity::Error,

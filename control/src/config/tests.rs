@@ -63,6 +63,7 @@ fn every_key_is_read() {
         path = "manifests"
         kubeconfig = "/etc/fastpath/kubeconfig"
         api_server = "https://[fd77::1]:6443/"
+        node_condition = true
         [pods]
         interfaces = { "demo/a1" = "fp-a1" }
         annotations = true
@@ -95,6 +96,7 @@ fn every_key_is_read() {
         busy_poll_budget = 32
         [memory]
         frames_per_worker = 4096
+        umem_frames = 2048
         frame_size = 4096
         rx_ring = 1024
         tx_ring = 2048
@@ -137,6 +139,7 @@ fn every_key_is_read() {
             path: "manifests".into(),
             kubeconfig: Some("/etc/fastpath/kubeconfig".into()),
             api_server: Some("https://[fd77::1]:6443".to_owned()),
+            node_condition: true,
         },
         pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into(), annotations: true },
         xdp: Xdp {
@@ -166,6 +169,7 @@ fn every_key_is_read() {
         },
         memory: Memory {
             frames_per_worker: 4096,
+            umem_frames: 2048,
             frame_size: 4096,
             rx_ring: 1024,
             tx_ring: 2048,

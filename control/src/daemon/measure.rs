@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fastpath::graph::{DropReason, NodeId};
 use fastpath::io::PortStats;
@@ -121,6 +121,7 @@ impl Daemon {
         out.extend([
             objects,
             problems,
+            self.measure_applied(),
             Family::gauge(
                 "fastpath_source_age_seconds",
                 "Time since the source was last read in full; of a saved state, since it was saved.",
@@ -131,6 +132,19 @@ impl Daemon {
         if self.config.source.kind == SourceKind::Kubernetes {
             measure_api(&self.source_state.borrow(), out);
         }
+    }
+
+    fn measure_applied(&self) -> Family {
+        let row = self.applied.row();
+        let mut family = Family::gauge(
+            "fastpath_snapshot_apply_seconds",
+            "From a new state of the source to the last worker's acknowledgement, over the last 1024 changes.",
+            &["quantile"],
+        );
+        for (quantile, us) in [("0.5", row.p50_us), ("0.99", row.p99_us), ("1", row.max_us)] {
+            family.add_f64([quantile], Duration::from_micros(us).as_secs_f64());
+        }
+        family
     }
 
     fn measure_ports(&self, out: &mut Vec<Family>) {

@@ -11,7 +11,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::memory::Array;
+use super::memory::{Array, equal_bytes};
 use super::state::Mark;
 
 /// Entries in a bucket.
@@ -35,13 +35,7 @@ impl Lanes {
     /// The first one.
     #[inline]
     pub(super) fn first(self) -> Option<u32> {
-        (self.0 != 0).then(|| self.first_or_more())
-    }
-
-    /// The first one, or 8 when there is none.
-    #[inline]
-    pub(super) fn first_or_more(self) -> u32 {
-        self.0.trailing_zeros() / 8
+        (self.0 != 0).then(|| self.0.trailing_zeros() / 8)
     }
 
     #[inline]
@@ -70,6 +64,39 @@ impl Iterator for Lanes {
         let lane = self.first()?;
         self.0 &= self.0 - 1;
         Some(lane)
+    }
+}
+
+/// Lanes of two buckets as one set: bit `n` stands for lane `n` of the first, bit `8 + n` for that of the second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Both(u32);
+
+impl Both {
+    const MASK: u32 = 0x7f7f;
+
+    /// The lanes of two buckets that hold `tag`.
+    #[inline]
+    pub(super) fn with(first: Tags, second: Tags, tag: u8) -> Self {
+        Self(equal_bytes([first.0, second.0], tag) & Self::MASK)
+    }
+
+    #[inline]
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The first one: whether it is of the second bucket, and its lane. Means nothing when there is none.
+    #[inline]
+    pub(super) fn first(self) -> (bool, u32) {
+        let bit = self.0.trailing_zeros();
+        (bit & 8 != 0, bit & 7)
+    }
+
+    /// The last one, likewise.
+    #[inline]
+    pub(super) fn last(self) -> (bool, u32) {
+        let bit = 31 - (self.0 | 1).leading_zeros();
+        (bit & 8 != 0, bit & 7)
     }
 }
 

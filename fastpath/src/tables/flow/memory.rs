@@ -73,3 +73,31 @@ fn prefetch<T>(element: &T) {
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = (element, LINE);
 }
+
+/// Which of sixteen bytes, from the lowest of the first word on, are `byte`: one bit each.
+#[inline]
+#[cfg(target_arch = "x86_64")]
+pub(super) fn equal_bytes([low, high]: [u64; 2], byte: u8) -> u32 {
+    use core::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
+    // SAFETY: SSE2 is part of x86-64; these work on values alone.
+    let mask = unsafe {
+        let bytes = _mm_set_epi64x(high.cast_signed(), low.cast_signed());
+        _mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte.cast_signed())))
+    };
+    mask.cast_unsigned()
+}
+
+/// Which of sixteen bytes, from the lowest of the first word on, are `byte`: one bit each.
+#[inline]
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn equal_bytes([low, high]: [u64; 2], byte: u8) -> u32 {
+    const LOW7: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let same = |word: u64| {
+        let x = word ^ u64::from_le_bytes([byte; 8]);
+        // The high bit of each byte that is zero; no carry between bytes.
+        let zero = !(((x & LOW7) + LOW7) | x | LOW7);
+        // Gathers the eight bits: each lands at a place of its own in the highest byte.
+        u32::from(((zero >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56).to_le_bytes()[0])
+    };
+    same(low) | same(high) << 8
+}

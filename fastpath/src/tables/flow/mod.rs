@@ -40,25 +40,30 @@ mod tests;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 pub use types::{
-    Claim, EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Swept, Timeouts,
+    Claim, EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Plan, Swept, Timeouts,
     Transform,
 };
 
 use crate::packet::FlowKey;
+use insert::Time;
 use slot::{V4, V6};
 use state::Limits;
-use table::{Ask, NOWHERE, Place, Table};
+use table::{NOWHERE, Place, Table};
 
 /// Last-seen times are written when they are older than this, in milliseconds, so that a busy flow does not
-/// dirty its line with every packet. A flow may time out earlier by as much.
-pub const LAST_SEEN_GRAIN: u32 = 100;
+/// dirty its line with every packet: or sooner, at one part in [`LAST_SEEN_PART`] of the flow's timeout. A flow may
+/// time out earlier by as much.
+pub const LAST_SEEN_GRAIN: u32 = 1000;
+
+/// See [`LAST_SEEN_GRAIN`].
+pub const LAST_SEEN_PART: u32 = 32;
 
 /// How long a half-open flow keeps the key of its answers from a new flow that asks for it as a last resort, in
 /// milliseconds: longer than answers take, and than TCP waits before it repeats its SYN.
 pub const HALF_OPEN_IDLE_MS: u32 = 2000;
 
 /// Keys that go through the stages of a lookup together.
-const STAGE: usize = 64;
+const GROUP: usize = 16;
 /// Shares that keep their own place in the sweep; more share places.
 const CURSORS: usize = 64;
 
@@ -99,34 +104,50 @@ impl FlowTable {
         self.limits.set(timeouts);
     }
 
-    /// Looks up a batch: `out` is cleared and gets one entry for each key.
+    /// Looks up a batch: `out` gets one entry for each key, whatever it held before.
     ///
     /// `hashes` are the keys' [`FlowKey::hash`] with [`FlowTable::seed`], as many as keys; a key without one is
     /// a miss. Allocates only if `out` has no room for as many entries.
     pub fn lookup_batch(&self, keys: &[FlowKey], hashes: &[u64], now: Millis, out: &mut Vec<Option<Hit>>) {
         debug_assert_eq!(keys.len(), hashes.len());
-        out.clear();
+        // Every one that has a hash is written below.
         out.resize(keys.len(), None);
-        let mut ahead = keys.chunks(STAGE).zip(hashes.chunks(STAGE));
-        let mut places = [Place::default(); STAGE];
-        let mut fetch_tags = |places: &mut [Place; STAGE]| {
-            let (keys, hashes) = ahead.next().unwrap_or_default();
+        if let Some(rest) = out.get_mut(hashes.len()..) {
+            rest.fill(None);
+        }
+        let groups = || keys.chunks(GROUP).zip(hashes.chunks(GROUP));
+        let (mut for_tags, mut for_entries) = (groups(), groups());
+        let mut places = [Place::default(); GROUP];
+        let mut fetch_tags = |places: &mut [Place; GROUP]| {
+            let (keys, hashes) = for_tags.next().unwrap_or_default();
             for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
                 let v4 = key.src.is_v4();
                 *place = if v4 { self.v4.fetch_tags(*hash) } else { self.v6.fetch_tags(*hash) };
             }
         };
-        fetch_tags(&mut places);
-        for ((keys, hashes), out) in keys.chunks(STAGE).zip(hashes.chunks(STAGE)).zip(out.chunks_mut(STAGE)) {
-            let mut at = [NOWHERE; STAGE];
-            for ((key, place), at) in keys.iter().zip(&places).zip(&mut at) {
+        let mut fetch_entries = |places: &[Place; GROUP], slots: &mut [u32; GROUP]| {
+            let (keys, _) = for_entries.next().unwrap_or_default();
+            for ((key, place), at) in keys.iter().zip(places).zip(slots) {
                 *at = if key.src.is_v4() { self.v4.fetch_entry(*place) } else { self.v6.fetch_entry(*place) };
             }
+        };
+        let mut slots = [NOWHERE; GROUP];
+        fetch_tags(&mut places);
+        fetch_entries(&places, &mut slots);
+        fetch_tags(&mut places);
+        for ((keys, hashes), out) in groups().zip(out.chunks_mut(GROUP)) {
+            // The next group's entries are on their way while this one's are compared.
+            let mut next = [NOWHERE; GROUP];
+            fetch_entries(&places, &mut next);
             fetch_tags(&mut places);
-            for ((key, hash), (at, out)) in keys.iter().zip(hashes).zip(at.iter().zip(out)) {
-                let ask = Ask { key, hash: *hash, now, limits: &self.limits };
-                if key.src.is_v4() { self.v4.finish(&ask, *at, out) } else { self.v6.finish(&ask, *at, out) }
+            for ((key, hash), (at, out)) in keys.iter().zip(hashes).zip(slots.iter().zip(out)) {
+                if key.src.is_v4() {
+                    self.v4.finish(&self.limits, key, *hash, now, *at, out);
+                } else {
+                    self.v6.finish(&self.limits, key, *hash, now, *at, out);
+                }
             }
+            slots = next;
         }
     }
 
@@ -135,12 +156,13 @@ impl FlowTable {
     /// Changes nothing but that a flow past its timeout is removed: also for the packet an ICMP error quotes.
     #[must_use]
     pub fn lookup(&self, key: &FlowKey, hash: u64, now: Millis) -> Option<Hit> {
-        let ask = Ask { key, hash, now, limits: &self.limits };
         let mut out = None;
         if key.src.is_v4() {
-            self.v4.finish(&ask, self.v4.fetch_entry(self.v4.place(hash)), &mut out);
+            let at = self.v4.fetch_entry(self.v4.place(hash));
+            self.v4.finish(&self.limits, key, hash, now, at, &mut out);
         } else {
-            self.v6.finish(&ask, self.v6.fetch_entry(self.v6.place(hash)), &mut out);
+            let at = self.v6.fetch_entry(self.v6.place(hash));
+            self.v6.finish(&self.limits, key, hash, now, at, &mut out);
         }
         out
     }
@@ -150,7 +172,38 @@ impl FlowTable {
     /// Returns the state after it. When nothing changes, and for a flow that is gone, nothing is written.
     #[inline]
     pub fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
-        if hit.at.v6 { self.v6.observe(hit, tcp_flags, now) } else { self.v4.observe(hit, tcp_flags, now) }
+        if hit.at.v6 { self.v6.observe(hit, tcp_flags, now, &self.limits) } else { self.v4.observe(hit, tcp_flags, now, &self.limits) }
+    }
+
+    /// Begins to install a flow with these keys: fetches its buckets. Nothing has to follow, and nothing changes.
+    ///
+    /// With many flows to install, each of them should go through [`FlowTable::fetch_slots`] and
+    /// [`FlowTable::fetch_partners`] some packets later, and through [`FlowTable::insert_planned`] some more packets
+    /// later: then their cache misses overlap.
+    #[inline]
+    #[must_use]
+    pub fn plan(&self, original: &FlowKey, reply: &FlowKey) -> Plan {
+        let hashes = [original.hash(self.seed), reply.hash(self.seed)];
+        let v6 = !original.src.is_v4();
+        if v6 { self.v6.fetch_buckets(hashes) } else { self.v4.fetch_buckets(hashes) }
+        Plan { hashes, victims: [NOWHERE; 2], v6 }
+    }
+
+    /// Fetches the entries that a planned flow will be compared with and written to.
+    #[inline]
+    pub fn fetch_slots(&self, plan: &mut Plan, now: Millis) {
+        let time = Time { now, limits: &self.limits };
+        let hashes = plan.hashes;
+        plan.victims =
+            if plan.v6 { self.v6.fetch_slots(hashes, time) } else { self.v4.fetch_slots(hashes, time) };
+    }
+
+    /// Fetches the other halves of flows that will have to go, if there are any.
+    #[inline]
+    pub fn fetch_partners(&self, plan: &Plan) {
+        if plan.victims != [NOWHERE; 2] {
+            if plan.v6 { self.v6.fetch_partners(plan.victims) } else { self.v4.fetch_partners(plan.victims) }
+        }
     }
 
     /// Installs a flow, both directions, seen `now`.
@@ -162,13 +215,23 @@ impl FlowTable {
     /// The same; `claim` says what other flow gives way that has the key of its answers.
     #[must_use]
     pub fn insert_by(&self, new: &NewFlow, claim: Claim, now: Millis) -> Inserted {
+        self.install(new, claim, [new.original.hash(self.seed), new.reply.hash(self.seed)], now)
+    }
+
+    /// The same, after [`FlowTable::plan`] with the keys of this flow.
+    #[must_use]
+    pub fn insert_planned(&self, new: &NewFlow, claim: Claim, plan: &Plan, now: Millis) -> Inserted {
+        debug_assert_eq!(plan.hashes, [new.original.hash(self.seed), new.reply.hash(self.seed)]);
+        self.install(new, claim, plan.hashes, now)
+    }
+
+    fn install(&self, new: &NewFlow, claim: Claim, hashes: [u64; 2], now: Millis) -> Inserted {
         let v6 = !new.original.src.is_v4();
         let ends = [new.original.src, new.original.dst, new.reply.src, new.reply.dst];
         let transforms = [&new.original_transform, &new.reply_transform];
         if ends.iter().any(|ip| ip.is_v4() == v6) || transforms.iter().any(|t| t.is_v6() != Some(v6)) {
             return Inserted::MixedFamilies;
         }
-        let hashes = [new.original.hash(self.seed), new.reply.hash(self.seed)];
         if v6 {
             self.v6.insert(new, claim, hashes, now, &self.limits)
         } else {

@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use super::types::{EvictClass, FlowState, Millis, Timeouts};
+use super::{LAST_SEEN_GRAIN, LAST_SEEN_PART};
 use crate::packet::proto;
 
 /// TCP flags, RFC 9293 3.1.
@@ -323,6 +324,12 @@ impl Limits {
     #[inline]
     pub(super) fn of(&self, state: State) -> u32 {
         self.by_state.get(usize::from(state.bits() & 31)).map_or(0, |l| l.load(Ordering::Relaxed))
+    }
+
+    /// How old a last-seen time is, in milliseconds, before a packet writes it again.
+    #[inline]
+    pub(super) fn grain(&self, state: State) -> u32 {
+        (self.of(state) / LAST_SEEN_PART).clamp(1, LAST_SEEN_GRAIN)
     }
 
     /// From which age on entries may have timed out.

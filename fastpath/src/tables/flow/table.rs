@@ -1,8 +1,7 @@
 //! The table of one address family: where a key's entries are, and what is done to a flow found there.
 #![forbid(unsafe_code)]
 
-use super::LAST_SEEN_GRAIN;
-use super::bucket::{Buckets, Claims, LANES, index};
+use super::bucket::{Both, Buckets, Claims, LANES, index};
 use super::memory::Array;
 use super::slot::{Entry, Family, Packed, Slot};
 use super::state::{Limits, Mark, State, Tick};
@@ -32,11 +31,11 @@ pub(super) struct Place {
 
 /// What is looked for, and when.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ask<'a> {
-    pub(super) key: &'a FlowKey,
-    pub(super) hash: u64,
-    pub(super) now: Millis,
-    pub(super) limits: &'a Limits,
+struct Ask<'a> {
+    key: &'a FlowKey,
+    hash: u64,
+    now: Millis,
+    limits: &'a Limits,
 }
 
 /// A flow as both of its entries tell it.
@@ -110,35 +109,46 @@ impl<F: Family> Table<F> {
         place
     }
 
-    /// Second stage: the first slot whose tag is that of the key, [`NOWHERE`] if none is. Fetches its entry.
+    /// Second stage: a slot whose tag is that of the key, [`NOWHERE`] if none is. Fetches its entry, and the last one
+    /// of that tag: in one lookup of forty a tag is another entry's too, and to compare with that one first is not to
+    /// cost a cache miss. Mostly it is the same line again, which costs less than to ask.
     #[inline]
     pub(super) fn fetch_entry(&self, place: Place) -> u32 {
-        let first = self.buckets.tags(place.first).with(place.tag);
-        let second = self.buckets.tags(place.second).with(place.tag);
-        let (bucket, lanes) = if first.is_empty() { (place.second, second) } else { (place.first, first) };
-        let at = if lanes.is_empty() { NOWHERE } else { slot_of(bucket, lanes.first_or_more()) };
+        let both = Both::with(self.buckets.tags(place.first), self.buckets.tags(place.second), place.tag);
+        let slot = |(second, lane): (bool, u32)| {
+            let bucket = if second { place.second } else { place.first };
+            if both.is_empty() { NOWHERE } else { slot_of(bucket, lane) }
+        };
+        let at = slot(both.first());
         self.prefetch(at);
+        self.prefetch(slot(both.last()));
         at
     }
 
     /// Third stage: compares the entry, and writes the result in place.
     #[inline]
-    pub(super) fn finish(&self, ask: &Ask<'_>, at: u32, out: &mut Option<Hit>) {
+    pub(super) fn finish(
+        &self,
+        limits: &Limits,
+        key: &FlowKey,
+        hash: u64,
+        now: Millis,
+        at: u32,
+        out: &mut Option<Hit>,
+    ) {
         let Some(slot) = self.slot(at) else {
             *out = None;
             return;
         };
-        match slot.read_hit(slot.head(), &Packed::new(ask.key), at) {
-            Some((hit, hot)) if ask.now.since(hot.last_seen()) < ask.limits.of(hot.state()) => {
-                *out = Some(hit)
-            }
-            _ => self.lookup(ask, out),
+        match slot.read_hit(slot.head(), &Packed::new(key), at) {
+            Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => *out = Some(hit),
+            _ => self.lookup(&Ask { key, hash, now, limits }, out),
         }
     }
 
     /// The live entry of a key. An entry past its timeout is removed.
     #[cold]
-    pub(super) fn lookup(&self, ask: &Ask<'_>, out: &mut Option<Hit>) {
+    fn lookup(&self, ask: &Ask<'_>, out: &mut Option<Hit>) {
         *out = self.find_live(ask);
     }
 
@@ -171,16 +181,15 @@ impl<F: Family> Table<F> {
     /// State and last packet of the flow an entry belongs to; `None` once it is gone.
     pub(super) fn life(&self, at: FlowRef) -> Option<Life> {
         let slot = self.slot(at.slot)?;
-        let (own, partner) = (slot.hot(), slot.partner());
+        let partner = slot.partner();
         let other = self.slot(partner)?;
-        let theirs = other.hot();
-        let head = slot.head();
+        // The state before the times: see `advance`.
+        let state = if slot.head().is_reply() { other.hot().state() } else { slot.hot().state() };
+        let (a, b) = (slot.hot().last_seen(), other.hot().last_seen());
         if !slot.is(at.id) || !other.is(at.id) {
             return None;
         }
-        let (a, b) = (own.last_seen(), theirs.last_seen());
         let last_seen = if a.0.wrapping_sub(b.0) >> 31 == 0 { a } else { b };
-        let state = if head.is_reply() { theirs.state() } else { own.state() };
         Some(Life { state, last_seen, partner })
     }
 
@@ -224,17 +233,18 @@ impl<F: Family> Table<F> {
 
     /// See [`super::FlowTable::observe`].
     #[inline]
-    pub(super) fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
+    pub(super) fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis, limits: &Limits) -> FlowState {
         let Some(slot) = self.slot(hit.at.slot) else { return hit.state };
         let hot = slot.hot();
         if !slot.is(hit.at.id) {
             return hit.state;
         }
         let next = hot.state().step(hit.reply, tcp_flags);
-        let stale = now.since(hot.last_seen()) >= LAST_SEEN_GRAIN;
+        let grain = limits.grain(next);
         if next != hot.state() {
-            return self.advance(slot, hit, tcp_flags, now);
+            return self.advance(slot, hit, tcp_flags, now, grain);
         }
+        let stale = now.since(hot.last_seen()) >= grain;
         // A failed swap means that another worker has just seen the flow, or that it is gone.
         if stale && slot.swap_hot(hot, hot.with_last_seen(now)) {
             let tick = Tick::of(now);
@@ -247,12 +257,20 @@ impl<F: Family> Table<F> {
 
     /// Moves a flow to its next state, in both entries.
     #[cold]
-    fn advance(&self, slot: &Slot<F>, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
+    fn advance(&self, slot: &Slot<F>, hit: &Hit, tcp_flags: u8, now: Millis, grain: u32) -> FlowState {
         let id = hit.at.id;
         let partner = slot.partner();
         let (Some(other), true) = (self.slot(partner), slot.is(id)) else { return hit.state };
         let (original, copy) = if hit.reply { (other, slot) } else { (slot, other) };
 
+        // Before the state: with a shorter timeout, the flow must not look idle for longer than it is.
+        for _ in 0..TRIES {
+            let hot = slot.hot();
+            let fresh = now.since(hot.last_seen()) < grain;
+            if fresh || !slot.is(id) || slot.swap_hot(hot, hot.with_last_seen(now)) {
+                break;
+            }
+        }
         let Some((before, state)) = step(original, id, hit.reply, tcp_flags) else { return hit.state };
         // The copy is read before what it is a copy of: who comes later sees the later state.
         for _ in 0..TRIES {
@@ -260,13 +278,6 @@ impl<F: Family> Table<F> {
             let current = original.hot().state();
             let same = hot.state() == current;
             if same || !copy.is(id) || !original.is(id) || copy.swap_hot(hot, hot.with_state(current)) {
-                break;
-            }
-        }
-        for _ in 0..TRIES {
-            let hot = slot.hot();
-            let fresh = now.since(hot.last_seen()) < LAST_SEEN_GRAIN;
-            if fresh || !slot.is(id) || slot.swap_hot(hot, hot.with_last_seen(now)) {
                 break;
             }
         }

@@ -207,15 +207,22 @@ fn last_seen_is_written_when_it_is_older_than_its_grain() {
     let table = table(64, 0);
     let new = plain(key(false, proto::UDP, 1), 1, 0);
     let at = put(&table, &new, T);
-    for (after, seen) in
-        [(LAST_SEEN_GRAIN - 1, 0), (LAST_SEEN_GRAIN, LAST_SEEN_GRAIN), (150, LAST_SEEN_GRAIN)]
-    {
+    let grain = LAST_SEEN_GRAIN;
+    for (after, seen) in [(grain - 1, 0), (grain, grain), (2 * grain - 1, grain)] {
         packet(&table, &new.original, 0, T.after(after)).unwrap();
         assert_eq!(table.pair(at).unwrap().last_seen, T.after(seen));
     }
     // A worker whose clock is behind neither expires a flow nor sets it back.
     packet(&table, &new.original, 0, Millis(T.0 - 5_000)).unwrap();
-    assert_eq!(table.pair(at).unwrap().last_seen, T.after(LAST_SEEN_GRAIN));
+    assert_eq!(table.pair(at).unwrap().last_seen, T.after(grain));
+    // What lasts for less is written sooner.
+    let new = plain(key(false, proto::ICMP, 1), 1, 0);
+    let at = put(&table, &new, T);
+    let part = 5_000 / LAST_SEEN_PART;
+    for (after, seen) in [(part - 1, 0), (part, part)] {
+        packet(&table, &new.original, 0, T.after(after)).unwrap();
+        assert_eq!(table.pair(at).unwrap().last_seen, T.after(seen));
+    }
 }
 
 #[test]

@@ -203,8 +203,9 @@ impl World {
         if flow.keys[0] == flow.keys[1] {
             flow.tracking.seen = [true; 2];
         }
+        let grain = (flow.timeout() / u64::from(LAST_SEEN_PART)).min(u64::from(LAST_SEEN_GRAIN));
         let seen = &mut flow.seen[usize::from(hit.reply)];
-        if now - *seen >= u64::from(LAST_SEEN_GRAIN) {
+        if now - *seen >= grain {
             *seen = now;
         }
         assert_eq!(got, flow.tracking.state());
