@@ -311,6 +311,7 @@ impl Attacher {
                 // It carries the traffic of all pods: the first burst is not to be lost to the growing.
                 PortRole::Uplink | PortRole::Host => config.rx_ring,
             };
+            config.group = u32::try_from(self.worker_of(id, queue)).unwrap_or(0);
             if self.refused.contains(&link.name) {
                 config.wait = WAIT_AGAIN;
             }
@@ -322,12 +323,9 @@ impl Attacher {
                 |source| XskError::Open { ifname: config.ifname.clone(), queue, mode: config.mode, source };
             sockets.push(socket.map_err(failed)?);
         }
-        // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
-        // as workers, each worker has one of its own to send by.
-        let workers = self.engine.workers();
         while let Some(port) = parts.ports.pop_front() {
             let queue = u16::try_from(parts.queues.len()).unwrap_or(u16::MAX);
-            let worker = (usize::from(id.0) + usize::from(queue)) % workers;
+            let worker = self.worker_of(id, queue.into());
             // First, so that the port is taken back also when the worker takes it late.
             parts.queues.push(u16::try_from(worker).unwrap_or(0));
             self.engine.add_port(worker, id, queue, Box::new(port))?;
@@ -343,12 +341,18 @@ impl Attacher {
         Ok((mode, parts.queues.clone()))
     }
 
+    /// Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
+    /// as workers, each worker has one of its own to send by.
+    fn worker_of(&self, id: PortId, queue: u32) -> usize {
+        (usize::from(id.0) + usize::try_from(queue).unwrap_or(0)) % self.engine.workers().max(1)
+    }
+
     /// Frames a pod's queue gets to begin with: so many that a first burst finds room on a node of few pods, and so
-    /// few, the more there are, that 250 quiet pods hold about half of all.
+    /// few, the more there are, that 250 quiet pods hold two thirds of all.
     fn pod_fill_start(&self) -> u32 {
-        const FEW: usize = 8;
-        let ports = self.attached.len().max(FEW);
-        u32::try_from(self.config.frames / 8 / ports).unwrap_or(0)
+        let worker = self.config.frames / self.engine.workers().max(1);
+        let spared = worker / 8 / self.attached.len().max(1);
+        u32::try_from(spared.min(self.umem.arena_frames() / 32)).unwrap_or(0)
     }
 
     /// Brings both ends of the device into the state the mode needs; returns its queues.

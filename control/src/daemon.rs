@@ -20,7 +20,7 @@ use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::{Config, OnFailure, XdpMode};
 use crate::explain::LiveExplainer;
 use crate::netdev::bound::bound_udp;
-use crate::netdev::{HostPair, NetView, NudState, ReservedPorts, Resolver, select_uplinks};
+use crate::netdev::{HostPair, NetView, NudState, Resolver, select_uplinks};
 use crate::source::{Severity, SourceState, Update};
 
 mod applied;
@@ -29,12 +29,15 @@ mod claims;
 mod cni;
 mod endpoints;
 mod enforced;
+#[cfg(test)]
+mod fixtures;
 mod health;
 mod health_ports;
 mod heartbeat;
 mod host;
 mod measure;
 mod pinhole;
+mod reserve;
 mod start;
 mod view;
 mod web;
@@ -66,8 +69,8 @@ struct Daemon {
     resolver: Resolver,
     /// The pair into the host's stack.
     host: Option<HostPair>,
-    /// Ports of translated sources, kept from the kernel.
-    reserved: Option<ReservedPorts>,
+    /// Ports kept from the kernel.
+    reserved: reserve::Reserved,
     /// What the source says.
     source: Arc<Update>,
     /// What the CNI plugin made here.
@@ -148,6 +151,7 @@ impl Daemon {
         self.kernel_problems.clear();
         self.open_pinhole();
         self.sync_host();
+        self.sync_reserved();
         self.resolver.want(neighbors.into_iter().chain(self.asked.iter()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));

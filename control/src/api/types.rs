@@ -387,6 +387,9 @@ pub struct QueueStats {
     pub tx_packets: u64,
     /// Bytes sent, with the Ethernet header.
     pub tx_bytes: u64,
+    /// Of the frames sent, those that full vectors sent other than by the socket.
+    #[serde(default)]
+    pub tx_redirected: u64,
     /// System calls to start transmission.
     pub tx_kicks: u64,
     /// Kicks answered by EAGAIN and repeated.
@@ -418,6 +421,7 @@ impl QueueStats {
             rx_bytes: s.rx_bytes,
             tx_packets: s.tx_packets,
             tx_bytes: s.tx_bytes,
+            tx_redirected: s.tx_redirected,
             tx_kicks: s.tx_kicks,
             tx_retries: s.tx_retries,
             tx_ring_full: s.tx_ring_full,

@@ -31,6 +31,9 @@ fn command_lines() {
         "fastpath show runtime",
         "fastpath config check x.toml",
         "fastpath config reference",
+        "fastpath tune",
+        "fastpath tune -o toml",
+        "fastpath tune --profile small -o json",
         "fastpath version",
     ] {
         assert!(parse(line).is_ok(), "{line}");
@@ -45,6 +48,7 @@ fn command_lines() {
         "fastpath status -o yaml",
         "fastpath config check",
         "fastpath status extra",
+        "fastpath tune --profile none",
     ] {
         assert_eq!(parse(line).err().map(|e| e.exit_code()), Some(2), "{line}");
     }

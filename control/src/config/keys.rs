@@ -224,6 +224,9 @@ section! {
         /// URL of the API server, if not the one that the kubeconfig or the pod's environment names. The latter names the
         /// Service `kubernetes`, which this daemon itself makes reachable: best is an address of the control plane.
         "api_server" api_server: Option<String> = None, ServerUrl;
+        /// Whether the condition `FastpathReady` of this node's Node object says whether it forwards (source "kubernetes" only).
+        /// It takes the right to patch `nodes/status`: configs/k8s/node-condition.yaml.
+        "node_condition" node_condition: bool = false, Flag;
     }
 }
 
@@ -320,6 +323,10 @@ section! {
     "memory" Memory {
         /// Packet buffers of one worker.
         "frames_per_worker" frames_per_worker: u32 = 32768, int(1024, 16_777_216);
+        /// Buffers of one UMEM: a worker's are divided into so many as it takes, each shared by a part of the pods. Each queue
+        /// of each pod takes 128 bytes of kernel memory for each buffer of its UMEM, and its attachment takes the time to
+        /// clear them; packets between pods of two UMEMs are copied. Raised to four times `rx_ring`.
+        "umem_frames" umem_frames: u32 = 8192, power_of_two(1024, 16_777_216);
         /// Size of a buffer in bytes; 4096 for an MTU above 1500.
         "frame_size" frame_size: u32 = 2048, power_of_two(2048, 4096);
         /// Descriptors of a socket's rx ring and of its fill ring.

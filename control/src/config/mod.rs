@@ -141,6 +141,14 @@ impl Config {
     }
 }
 
+impl Memory {
+    /// Most buffers of one UMEM: `umem_frames`, and enough for some ports' full rings.
+    #[must_use]
+    pub fn arena_frames(&self) -> u32 {
+        self.umem_frames.max(self.rx_ring.saturating_mul(4))
+    }
+}
+
 /// One mistake in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Wrong {

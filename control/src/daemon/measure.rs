@@ -491,10 +491,21 @@ const FAULTS: [(&str, OfPort); 8] = [
 type OfWorker = fn(&WorkerStats) -> &Counter;
 
 /// Counters of workers: name, help, value.
-const WORKER: [(&str, &str, OfWorker); 6] = [
+const WORKER: [(&str, &str, OfWorker); 9] = [
     ("fastpath_worker_loops", "Passes of a worker's loop, with or without packets.", |s| &s.loops),
     ("fastpath_worker_sleeps", "Times a worker slept for want of packets.", |s| &s.sleeps),
     ("fastpath_worker_handoffs", "Packets handed to another worker for transmission.", |s| &s.handoffs),
+    (
+        "fastpath_worker_outbox_calls",
+        "System calls by which packets for any number of veths were sent.",
+        |s| &s.outbox_calls,
+    ),
+    ("fastpath_worker_outbox_packets", "Packets sent by such calls.", |s| &s.outbox_packets),
+    (
+        "fastpath_worker_outbox_errors",
+        "Such calls that failed: the sockets sent then; after eight in a row they do for good.",
+        |s| &s.outbox_errors,
+    ),
     ("fastpath_worker_icmp_errors", "ICMP errors sent.", |s| &s.icmp_errors),
     ("fastpath_worker_neighbor_replies", "ARP replies and neighbour advertisements sent.", |s| {
         &s.neighbor_replies

@@ -20,7 +20,7 @@ use crate::api::Instance;
 use crate::attach::AttachConfig;
 use crate::compile::tables::SnatSettings;
 use crate::config::{self, SnatPorts};
-use crate::netdev::{Preparer, ReservedPorts, Watcher};
+use crate::netdev::{Preparer, Watcher};
 use crate::source::Source;
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -84,6 +84,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             _ = tick.tick() => {
                 dirty = daemon.tick();
+                daemon.tell(&source);
                 daemon.refresh_health_ports();
             }
             _ = retry.tick() => {
@@ -130,6 +131,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
         }
     }
     tracing::info!("stopping");
+    source.tell(super::health::stopped());
     api.abort();
     daemon.stop();
     drop(heartbeat);
@@ -149,8 +151,11 @@ fn start(
     );
     let workers = workers(&config)?;
     let memory = &config.memory;
+    let groups = u32::try_from(workers.len())?;
     let (umem, frames) = Umem::new(UmemConfig {
-        frames: memory.frames_per_worker.saturating_mul(u32::try_from(workers.len())?),
+        frames: memory.frames_per_worker.saturating_mul(groups),
+        arena_frames: memory.arena_frames(),
+        groups,
         frame_size: u16::try_from(memory.frame_size)?,
         fill_ring: memory.rx_ring,
         completion_ring: memory.tx_ring,
@@ -159,6 +164,12 @@ fn start(
     if memory.huge_pages && !umem.huge_pages() {
         tracing::warn!(
             "memory.huge_pages: none free (sysctl vm.nr_hugepages); packet buffers are in normal pages"
+        );
+    }
+    if umem.arenas() == 1 && memory.frames_per_worker.saturating_mul(groups) > memory.arena_frames() {
+        tracing::warn!(
+            "memory.umem_frames: this process may not make a tap device (/dev/net/tun), so all packet buffers are one \
+             UMEM: each pod takes more of the kernel's memory, and more time to attach"
         );
     }
     let redirect = Redirect::load(&LoadConfig {
@@ -182,7 +193,7 @@ fn start(
         config::Transmit::Together => give_outboxes(&engine),
         config::Transmit::Sockets => Vec::new(),
     };
-    let (reserved, start_problems) = reserve_ports(&config);
+    let (reserved, start_problems) = super::reserve::Reserved::open(&config);
     let attacher =
         Attacher::new(engine, umem, redirect, preparer, senders, attach_config(&config, workers.len()));
     let resolver = Resolver::new()?;
@@ -305,27 +316,6 @@ fn overlay(config: &Config) -> Overlay {
     }
 }
 
-/// Keeps the ports of translated sources from the kernel. Without that, the node's own connections may take one
-/// and hear nothing: reported, and no reason not to start.
-fn reserve_ports(config: &Config) -> (Option<ReservedPorts>, Vec<String>) {
-    let SnatPorts { first, last } = config.snat.port_range;
-    let reserve = || {
-        let mut ports = ReservedPorts::open(&config.daemon.state_dir)?;
-        ports.reserve(first, last).map(|()| ports)
-    };
-    match reserve() {
-        Ok(ports) => (Some(ports), Vec::new()),
-        Err(e) => {
-            let problem = format!(
-                "snat.port_range {first}-{last} is not kept from the kernel: {e}; \
-                 set net.ipv4.ip_local_reserved_ports yourself"
-            );
-            tracing::warn!("{problem}");
-            (None, vec![problem])
-        }
-    }
-}
-
 fn snat_settings(config: &Config) -> SnatSettings {
     let SnatPorts { first, last } = config.snat.port_range;
     SnatSettings {
@@ -371,7 +361,7 @@ impl Daemon {
         for e in self.resolver.release_all() {
             tracing::warn!("{e}");
         }
-        if let Some(Err(e)) = self.reserved.as_mut().map(ReservedPorts::release) {
+        if let Err(e) = self.reserved.release() {
             tracing::warn!("{e}");
         }
         for problem in self.attacher.shutdown() {

@@ -8,10 +8,10 @@
 #![forbid(unsafe_code)]
 
 use super::snat::Candidates;
-use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, Source, count_flow};
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, Source, count_flow};
 use crate::packet::{FlowKey, Meta, NO_INDEX, flags, proto};
 use crate::snapshot::{Egress, PortRole, Unroutable};
-use crate::tables::flow::{Claim, Inserted, Millis, NewFlow, Transform};
+use crate::tables::flow::{Claim, Inserted, Millis, NewFlow, Plan, Transform};
 use crate::wire::checksum;
 use crate::wire::icmp::ErrorKind;
 
@@ -23,6 +23,9 @@ const PAUSE_MS: u32 = 10;
 const LAST_RESORT: usize = 8;
 /// Seed of the hash a destination is remembered by.
 const DESTINATION: u64 = 0xd5;
+
+/// Packets by which each of the two steps that fetch a flow's place in the table is ahead of the next.
+const AHEAD: usize = 4;
 
 /// The node.
 #[derive(Debug)]
@@ -39,7 +42,53 @@ impl Default for Route {
 impl Node for Route {
     const ID: NodeId = NodeId::Route;
 
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        // A ring: a plan is made, completed some packets later, and used some more packets later.
+        let mut plans = [None; 4 * AHEAD];
+        let at = |n: usize| n % (4 * AHEAD);
+        for turn in 0..input.len() + 3 * AHEAD {
+            if let Some(i) = input.get(turn) {
+                plans[at(turn)] = plan(cx, *i);
+            }
+            if let Some(Some(planned)) = turn.checked_sub(AHEAD).and_then(|n| plans.get_mut(at(n))) {
+                cx.flows.fetch_slots(&mut planned.plan, cx.now);
+            }
+            if let Some(Some(planned)) = turn.checked_sub(2 * AHEAD).and_then(|n| plans.get(at(n))) {
+                cx.flows.fetch_partners(&planned.plan);
+            }
+            if let Some((n, i)) = turn.checked_sub(3 * AHEAD).and_then(|n| Some((n, *input.get(n)?))) {
+                let next = self.decide(cx, i, plans[at(n)].take());
+                lists.push(cx, i, next);
+            }
+        }
+    }
+
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
+        let planned = plan(cx, i);
+        self.decide(cx, i, planned)
+    }
+}
+
+/// A flow that will most likely be installed, and what it then looks like after translation.
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    translated: FlowKey,
+    plan: Plan,
+}
+
+/// Begins to install what a packet opens; `None` when it most likely opens nothing.
+fn plan(cx: &Context<'_>, i: u16) -> Option<Planned> {
+    let (setup, meta) = (cx.packets.setup(i), cx.packets.meta(i));
+    if setup.stale.is_some() || meta.flags & (flags::ICMP_ERROR | flags::LATER_FRAGMENT) != 0 {
+        return None;
+    }
+    let (original, source) = (&setup.original, setup.source);
+    let translated = Candidates::new(original, &setup.translated, source, &cx.snap.snat).next()?;
+    Some(Planned { translated, plan: cx.flows.plan(original, &translated.reversed()) })
+}
+
+impl Route {
+    fn decide(&mut self, cx: &mut Context<'_>, i: u16, planned: Option<Planned>) -> Next {
         let setup = *cx.packets.setup(i);
         let meta = *cx.packets.meta(i);
         let (original, translated) = (setup.original, setup.translated);
@@ -87,7 +136,8 @@ impl Node for Route {
                 self.exhausted.now(&setup.translated, cx.now);
             }
             let transforms = ways.transforms(&setup, &translated);
-            match install(cx, &setup, &translated, &transforms, &meta, claim) {
+            let plan = planned.as_ref().filter(|p| p.translated == translated).map(|p| &p.plan);
+            match install(cx, &setup, &translated, &transforms, &meta, claim, plan) {
                 Installed::Taken => {}
                 Installed::Yes => return send(cx, i, &setup, &transforms),
                 Installed::Before(transform) => {
@@ -226,6 +276,7 @@ fn install(
     transforms: &Transforms,
     meta: &Meta,
     claim: Claim,
+    plan: Option<&Plan>,
 ) -> Installed {
     let Some(back) = transforms.back else { return Installed::No };
     let generation = cx.snap.generation;
@@ -241,7 +292,11 @@ fn install(
         generation,
         tcp_flags: meta.tcp_flags,
     };
-    match cx.flows.insert_by(&new, claim, cx.now) {
+    let inserted = match plan {
+        Some(plan) => cx.flows.insert_planned(&new, claim, plan, cx.now),
+        None => cx.flows.insert_by(&new, claim, cx.now),
+    };
+    match inserted {
         Inserted::New(_, evicted) => {
             cx.stats.flows_installed.add(1);
             for class in evicted.into_iter().flatten() {

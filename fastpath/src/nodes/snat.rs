@@ -157,32 +157,37 @@ fn is_of_node(translated: FlowKey, snat: &Settings) -> bool {
 pub(super) struct Candidates<'a> {
     snat: &'a Settings,
     translated: FlowKey,
+    inside: FlowKey,
     size: u32,
-    start: u32,
-    step: u32,
+    /// By which steps it goes through the range; worked out when the first port is not enough.
+    step: Option<u32>,
     /// The next one; `None` is the flow with its own port.
     at: Option<u32>,
 }
 
 impl<'a> Candidates<'a> {
     pub(super) fn new(original: &FlowKey, translated: &FlowKey, source: Source, snat: &'a Settings) -> Self {
-        let size = u32::from(snat.last.saturating_sub(snat.first)) + 1;
-        let inside = FlowKey { dst: original.src, dport: 0, ..*original };
-        let hash = inside.hash(CHOICE);
-        let part = |h: u64| u32::try_from(h & 0xffff_ffff).unwrap_or(0);
         Self {
             snat,
             translated: *translated,
-            size,
-            start: part(hash) % size,
-            step: coprime(part(hash >> 32), size),
+            inside: FlowKey { dst: original.src, dport: 0, ..*original },
+            size: u32::from(snat.last.saturating_sub(snat.first)) + 1,
+            step: None,
             at: (source == Source::Node).then_some(0),
         }
     }
 
     /// The port at a place of the order.
-    fn port(&self, n: u32) -> u16 {
-        let offset = (u64::from(self.start) + u64::from(n) * u64::from(self.step)) % u64::from(self.size);
+    fn port(&mut self, n: u32) -> u16 {
+        let size = self.size;
+        let hash = self.inside.hash(CHOICE);
+        let part = |h: u64| u32::try_from(h & 0xffff_ffff).unwrap_or(0);
+        let start = part(hash) % size;
+        let step = match n {
+            0 => 0,
+            _ => *self.step.get_or_insert_with(|| coprime(part(hash >> 32), size)),
+        };
+        let offset = (u64::from(start) + u64::from(n) * u64::from(step)) % u64::from(size);
         self.snat.first.saturating_add(u16::try_from(offset).unwrap_or(0))
     }
 }

@@ -1,7 +1,7 @@
 //! Installing a flow, and making room for it.
 #![forbid(unsafe_code)]
 
-use super::bucket::{Claims, LANES};
+use super::bucket::{Both, Claims, LANES, Lanes};
 use super::slot::{Family, Fill, Packed};
 use super::state::{Due, Limits, Mark, State, Tick};
 use super::table::{NOWHERE, Place, Table, lane_of, slot_of};
@@ -43,12 +43,54 @@ struct Taken {
 
 /// The clock and what follows from it.
 #[derive(Clone, Copy)]
-struct Time<'a> {
-    now: Millis,
-    limits: &'a Limits,
+pub(super) struct Time<'a> {
+    pub(super) now: Millis,
+    pub(super) limits: &'a Limits,
 }
 
 impl<F: Family> Table<F> {
+    /// First stage before an insert: fetches what is known of the four buckets of its two keys.
+    #[inline]
+    pub(super) fn fetch_buckets(&self, hashes: [u64; 2]) {
+        for place in hashes.map(|h| self.place(h)) {
+            self.buckets.prefetch_to_change(place.first);
+            self.buckets.prefetch_to_change(place.second);
+        }
+    }
+
+    /// Second stage: fetches the entries that will be compared, and the two that most likely will be written. Gives
+    /// those of them that are in use: their flows have to go.
+    #[inline]
+    pub(super) fn fetch_slots(&self, hashes: [u64; 2], time: Time<'_>) -> [u32; 2] {
+        hashes.map(|hash| {
+            let place = self.place(hash);
+            let [first, second] = [place.first, place.second].map(|b| self.buckets.tags(b));
+            let same = Both::with(first, second, place.tag);
+            if !same.is_empty() {
+                for (other, lane) in [same.first(), same.last()] {
+                    self.prefetch(slot_of(if other { place.second } else { place.first }, lane));
+                }
+            }
+            if let Some(slot) = choose(place, first.free(), second.free()) {
+                self.prefetch(slot);
+                return NOWHERE;
+            }
+            let slot = self.first_to_go(place, time, |_| true).unwrap_or(NOWHERE);
+            self.prefetch(slot);
+            slot
+        })
+    }
+
+    /// Third stage, only where flows have to go: fetches the other half of each.
+    #[inline]
+    pub(super) fn fetch_partners(&self, slots: [u32; 2]) {
+        for slot in slots {
+            let Some(partner) = self.slot(slot).map(|s| s.partner()) else { continue };
+            self.prefetch(partner);
+            self.buckets.prefetch(lane_of(partner).0);
+        }
+    }
+
     /// See [`super::FlowTable::insert`]. The hashes are those of the original and the reply key.
     pub(super) fn insert(
         &self,
@@ -151,14 +193,7 @@ impl<F: Family> Table<F> {
             }
             lanes
         };
-        let (first, second) = (free(place.first), free(place.second));
-        let near = first.len() >= second.len() || LANES - first.len() <= FIRST_CHOICE;
-        let choice = match (first.first(), second.first()) {
-            (Some(lane), other) if near || other.is_none() => Some(slot_of(place.first, lane)),
-            (_, Some(lane)) => Some(slot_of(place.second, lane)),
-            (_, None) => None,
-        };
-        match choice {
+        match choose(place, free(place.first), free(place.second)) {
             Some(slot) => {
                 self.prefetch(slot);
                 Some(Spot { slot, victim: None })
@@ -170,24 +205,29 @@ impl<F: Family> Table<F> {
     /// The entry that may go, and goes first, by the marks of both buckets. Marks may be stale: the entry is
     /// asked before it is chosen.
     fn victim(&self, claims: &mut Claims<'_>, place: Place, taken: u32, time: Time<'_>) -> Option<Spot> {
-        let (due, tick) = (time.limits.due(), Tick::of(time.now));
         let mut refused = [NOWHERE; LOOKS];
         for turn in 0..LOOKS {
-            let candidates = [place.first, place.second].into_iter().flat_map(|bucket| {
-                let marks = self.buckets.marks(bucket);
-                self.buckets.tags(bucket).used().map(move |lane| (slot_of(bucket, lane), marks.of(lane)))
-            });
-            let best = candidates
-                .filter(|(slot, _)| *slot != taken && !refused.contains(slot))
-                .filter_map(|(slot, mark)| rank(mark, &due, tick).map(|rank| (rank, slot)))
-                .max_by_key(|(rank, _)| *rank);
-            let (_, slot) = best?;
+            let slot = self.first_to_go(place, time, |slot| slot != taken && !refused.contains(&slot))?;
             if let Some(victim) = self.ask(claims, slot, time) {
                 return Some(Spot { slot, victim: Some(victim) });
             }
             *refused.get_mut(turn)? = slot;
         }
         None
+    }
+
+    /// The entry of both buckets that goes first by their marks, of those that `may`.
+    fn first_to_go(&self, place: Place, time: Time<'_>, may: impl Fn(u32) -> bool) -> Option<u32> {
+        let (due, tick) = (time.limits.due(), Tick::of(time.now));
+        let candidates = [place.first, place.second].into_iter().flat_map(|bucket| {
+            let marks = self.buckets.marks(bucket);
+            self.buckets.tags(bucket).used().map(move |lane| (slot_of(bucket, lane), marks.of(lane)))
+        });
+        let best = candidates
+            .filter(|(slot, _)| may(*slot))
+            .filter_map(|(slot, mark)| rank(mark, &due, tick).map(|rank| (rank, slot)))
+            .max_by_key(|(rank, _)| *rank);
+        best.map(|(_, slot)| slot)
     }
 
     /// Whether the flow in a slot may go; corrects its mark if not.
@@ -235,6 +275,17 @@ impl<F: Family> Table<F> {
             claims.set_tag(bucket, lane, tag);
         }
         FlowRef { slot: original, id, v6: F::V6 }
+    }
+}
+
+/// A slot among the free lanes of the two buckets.
+#[inline]
+fn choose(place: Place, first: Lanes, second: Lanes) -> Option<u32> {
+    let near = first.len() >= second.len() || LANES - first.len() <= FIRST_CHOICE;
+    match (first.first(), second.first()) {
+        (Some(lane), other) if near || other.is_none() => Some(slot_of(place.first, lane)),
+        (_, Some(lane)) => Some(slot_of(place.second, lane)),
+        (_, None) => None,
     }
 }
 

@@ -219,6 +219,15 @@ pub struct NewFlow {
     pub tcp_flags: u8,
 }
 
+/// A flow about to be installed, by its keys; see [`super::FlowTable::plan`].
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub(super) hashes: [u64; 2],
+    /// Slots in use that its entries will most likely take.
+    pub(super) victims: [u32; 2],
+    pub(super) v6: bool,
+}
+
 /// What a new flow may take the key of its answers from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
