@@ -7,7 +7,7 @@
 
 use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId};
 use crate::io::Frame;
-use crate::packet::{Meta, NO_INDEX, PortId, flags};
+use crate::packet::{Mac, Meta, PortId, flags};
 use crate::snapshot::Snapshot;
 use crate::wire::vxlan::Prepared;
 use crate::wire::{ecn, vxlan};
@@ -35,25 +35,24 @@ impl Node for Encap {
     #[inline]
     fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
         let snap = cx.snap;
-        // The tunnel of the last packet: in a vector there are few.
-        let (mut index, mut way) = (NO_INDEX, None);
         input.iter().take(AHEAD).for_each(|i| cx.packets.prefetch_headroom(*i));
         for (n, &i) in input.iter().enumerate() {
             if let Some(ahead) = input.get(n + AHEAD) {
                 cx.packets.prefetch_headroom(*ahead);
             }
             let (frame, meta) = cx.packets.framed(i);
-            if meta.tunnel != index {
-                (index, way) = (meta.tunnel, Way::of(snap, meta.tunnel));
-            }
-            let next = match (frame, &way) {
+            // Looked up for each packet, which costs less than to foresee whether the next one has another tunnel.
+            match (frame, Way::of(snap, meta.tunnel)) {
                 (Some(frame), Some(way)) if way.fits(frame, meta) => {
                     self.ident = self.ident.wrapping_add(1);
-                    way.take(frame, meta, self.ident)
+                    let next = way.take(frame, meta, self.ident);
+                    lists.push(cx, i, next);
                 }
-                _ => self.one(cx, i),
-            };
-            lists.push(cx, i, next);
+                _ => {
+                    let next = self.one(cx, i);
+                    lists.push(cx, i, next);
+                }
+            }
         }
     }
 
@@ -89,19 +88,24 @@ impl Node for Encap {
     }
 }
 
-/// A tunnel whose headers are prepared, the link's too: `neighbor` has nothing to add.
-struct Way {
-    headers: Prepared,
+/// A tunnel whose headers are prepared, and the link's addresses: `neighbor` has nothing to add.
+struct Way<'a> {
+    headers: &'a Prepared,
+    dst: &'a Mac,
+    src: &'a Mac,
     egress: PortId,
 }
 
-impl Way {
+impl<'a> Way<'a> {
     /// `None` for a tunnel that is not prepared or has no neighbour yet.
-    fn of(snap: &Snapshot, tunnel: u16) -> Option<Self> {
+    #[inline(always)]
+    fn of(snap: &'a Snapshot, tunnel: u16) -> Option<Self> {
         let tunnel = snap.tunnels.get(usize::from(tunnel))?;
         let hop = snap.next_hops.get(usize::from(tunnel.next_hop))?;
         Some(Self {
-            headers: tunnel.headers.as_ref()?.with_link(hop.dst_mac?, hop.src_mac),
+            headers: tunnel.headers.as_ref()?,
+            dst: hop.dst_mac.as_ref()?,
+            src: &hop.src_mac,
             egress: hop.port,
         })
     }
@@ -127,7 +131,7 @@ impl Way {
         // Padding of short frames is not carried through the tunnel.
         let written = frame.set_len(meta.l3 + meta.l3_len)
             && frame.push(Prepared::OVERHEAD)
-            && self.headers.emit(frame.data_mut(), &varying);
+            && self.headers.emit(frame.data_mut(), self.dst, self.src, &varying);
         if !written {
             return Next::Drop(DropReason::NoHeadroom);
         }

@@ -71,18 +71,14 @@ impl Node for Neighbor {
     #[inline]
     fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
         let snap = cx.snap;
-        // The pod's end that the last packet went to.
-        let (mut egress, mut peer) = (PortId::NONE, None);
         input.iter().take(AHEAD).for_each(|i| cx.packets.prefetch(*i));
         for (n, &i) in input.iter().enumerate() {
             if let Some(ahead) = input.get(n + AHEAD) {
                 cx.packets.prefetch(*ahead);
             }
             let meta = cx.packets.meta(i);
-            if meta.egress != egress {
-                (egress, peer) = (meta.egress, snap.port(meta.egress).and_then(|port| port.peer_mac));
-            }
-            match peer {
+            // Looked up for each packet, which costs less than to foresee whether the next one goes elsewhere.
+            match snap.port(meta.egress).and_then(|port| port.peer_mac) {
                 Some(dst) if meta.next_hop == NO_INDEX => {
                     write_link(cx.packets.data_mut(i), dst, GATEWAY_MAC);
                     lists.push(cx, i, Next::Tx);

@@ -272,7 +272,7 @@ impl Prepared {
     /// What encapsulation adds to a frame, in bytes.
     pub const OVERHEAD: u16 = 50;
 
-    /// From a packet's headers, whose [`Varying`] part does not matter; `None` over IPv6.
+    /// From a packet's headers, whose [`Varying`] part and outer link addresses do not matter; `None` over IPv6.
     #[must_use]
     pub fn new(outer: &OuterRepr) -> Option<Self> {
         let zeros =
@@ -287,22 +287,14 @@ impl Prepared {
         Some(Self { bytes, sum })
     }
 
-    /// With the addresses of the outer Ethernet header.
-    #[inline]
-    #[must_use]
-    pub fn with_link(mut self, dst: Mac, src: Mac) -> Self {
-        put(&mut self.bytes, 0, &dst.0);
-        put(&mut self.bytes, 6, &src.0);
-        self
-    }
-
-    /// Writes what [`OuterRepr::emit`] writes, in front of the inner IP packet, which ends with the frame.
+    /// Writes what [`OuterRepr::emit`] writes, in front of the inner IP packet, which ends with the frame; `dst` and `src`
+    /// are the outer Ethernet header's.
     ///
     /// `false`, and nothing written, when the frame is shorter than the headers, or the outer packet would be longer
     /// than 65535 bytes.
     #[inline(always)]
     #[must_use]
-    pub fn emit(&self, frame: &mut [u8], v: &Varying) -> bool {
+    pub fn emit(&self, frame: &mut [u8], dst: &Mac, src: &Mac, v: &Varying) -> bool {
         let (Some(out), Some(total)) =
             (frame.first_chunk_mut::<PREPARED>(), v.inner_len.checked_add(Self::OVERHEAD))
         else {
@@ -311,6 +303,11 @@ impl Prepared {
         let fragment = if v.df { ipv4::DF } else { 0 };
         let sum = self.sum.word(v.tos.into()).word(total).word(v.ident).word(fragment);
         *out = self.bytes;
+        let (to, rest) = out.split_at_mut(6);
+        to.copy_from_slice(&dst.0);
+        if let Some(from) = rest.first_chunk_mut() {
+            *from = src.0;
+        }
         out[15] = v.tos;
         [out[16], out[17]] = total.to_be_bytes();
         [out[18], out[19]] = v.ident.to_be_bytes();

@@ -13,14 +13,16 @@ fn parsed(frame: &[u8]) -> Option<(Meta, FlowKey)> {
     (parse(frame, 0, &mut meta, &mut key) == Parsed::Ip).then_some((meta, key))
 }
 
-/// A transform to another key of the family, with right deltas or any others.
-fn transform() -> impl Strategy<Value = (Option<FlowKey>, Option<FlowKey>, (u16, u16), (u16, u16), bool)> {
+/// Keys of both families that packets are to become, unless they stay; the checksums' deltas, or `None` for the right ones.
+type Change = (Option<[FlowKey; 2]>, Option<(u16, u16)>);
+
+fn change() -> impl Strategy<Value = Change> {
     let ends = |v6| (testgen::unicast(v6), testgen::unicast(v6));
-    (ends(false), ends(true), any::<(u16, u16)>(), any::<(u16, u16)>(), any::<bool>(), 0u8..4).prop_map(
-        |(v4, v6, ports, deltas, honest, change)| {
+    let deltas = prop_oneof![Just(None), any::<(u16, u16)>().prop_map(Some)];
+    (ends(false), ends(true), any::<(u16, u16)>(), deltas, 0u8..4).prop_map(
+        |(v4, v6, ports, deltas, some)| {
             let key = |(src, dst)| FlowKey { src, dst, sport: ports.0, dport: ports.1, proto: 0 };
-            let some = change > 0;
-            (some.then(|| key(v4)), some.then(|| key(v6)), ports, deltas, honest)
+            ((some > 0).then(|| [key(v4), key(v6)]), deltas)
         },
     )
 }
@@ -56,16 +58,16 @@ proptest! {
     #[test]
     fn forward_is_its_steps(
         frame in prop_oneof![testgen::spec().prop_map(|s| s.build()), testgen::mutated()],
-        (v4, v6, _, deltas, honest) in transform(),
+        (keys, deltas) in change(),
         unfinished in 0u8..4,
         tunnel: u16,
     ) {
         let Some((meta, key)) = parsed(&frame) else { return Ok(()) };
-        let to = if meta.has(flags::V6) { v6 } else { v4 };
+        let to = keys.map(|[v4, v6]| if meta.has(flags::V6) { v6 } else { v4 });
         let mut t = Transform { tunnel, mtu: 9000, rules: Rules::NONE, ..Transform::identity(&key) };
         if let Some(to) = to.filter(|_| key.src.is_v4() != meta.has(flags::V6)) {
             let to = FlowKey { proto: key.proto, ..to };
-            let (l3_delta, l4_delta) = if honest { checksum::rewrite_deltas(&key, &to) } else { deltas };
+            let (l3_delta, l4_delta) = deltas.unwrap_or_else(|| checksum::rewrite_deltas(&key, &to));
             let (src, dst, sport, dport) = (to.src, to.dst, to.sport, to.dport);
             t = Transform { src, dst, sport, dport, l3_delta, l4_delta, bits: Transform::REWRITE_DST, ..t };
         }

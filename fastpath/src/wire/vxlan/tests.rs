@@ -303,10 +303,10 @@ proptest! {
             ..outer(false, false, len)
         };
         // Whatever packet they were prepared from.
-        let prepared = Prepared::new(&OuterRepr { src_mac: Mac(d), ..repr }).unwrap().with_link(Mac(b), Mac(a));
+        let prepared = Prepared::new(&OuterRepr { src_mac: Mac(d), ..repr }).unwrap();
         let varying = Varying { src_port, tos, df, ident, inner_v6, inner_len: repr.inner_len };
         let (mut ours, mut theirs) = (vec![0xa5; 64 + len], vec![0xa5; 64 + len]);
-        prop_assert!(prepared.emit(&mut ours, &varying) && repr.emit(&mut theirs));
+        prop_assert!(prepared.emit(&mut ours, &Mac(b), &Mac(a), &varying) && repr.emit(&mut theirs));
         prop_assert_eq!(ours, theirs);
     }
 }
@@ -318,10 +318,11 @@ fn what_is_not_prepared() {
     assert_eq!(usize::from(Prepared::OVERHEAD) + 14, outer(false, false, 0).buffer_len());
     let varying =
         |inner_len| Varying { src_port: 1, tos: 0, df: false, ident: 0, inner_v6: false, inner_len };
+    let link = Mac([2; 6]);
     let mut short = [0xa5; 63];
-    assert!(!prepared.emit(&mut short, &varying(100)));
+    assert!(!prepared.emit(&mut short, &link, &link, &varying(100)));
     assert_eq!(short, [0xa5; 63], "nothing written");
     let mut frame = vec![0; 70_000];
-    assert!(prepared.emit(&mut frame, &varying(65_485)));
-    assert!(!prepared.emit(&mut frame, &varying(65_486)), "outer packets end at 65535 bytes");
+    assert!(prepared.emit(&mut frame, &link, &link, &varying(65_485)));
+    assert!(!prepared.emit(&mut frame, &link, &link, &varying(65_486)), "outer packets end at 65535 bytes");
 }
