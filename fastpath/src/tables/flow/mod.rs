@@ -40,8 +40,8 @@ mod tests;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 pub use types::{
-    Claim, EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Plan, Swept, Timeouts,
-    Transform,
+    Claim, EvictClass, FlowConfig, FlowRef, FlowState, Hit, Inserted, Millis, NewFlow, Pair, Plan, Swept,
+    Timeouts, Transform,
 };
 
 use crate::packet::FlowKey;
@@ -172,7 +172,11 @@ impl FlowTable {
     /// Returns the state after it. When nothing changes, and for a flow that is gone, nothing is written.
     #[inline]
     pub fn observe(&self, hit: &Hit, tcp_flags: u8, now: Millis) -> FlowState {
-        if hit.at.v6 { self.v6.observe(hit, tcp_flags, now, &self.limits) } else { self.v4.observe(hit, tcp_flags, now, &self.limits) }
+        if hit.at.v6 {
+            self.v6.observe(hit, tcp_flags, now, &self.limits)
+        } else {
+            self.v4.observe(hit, tcp_flags, now, &self.limits)
+        }
     }
 
     /// Begins to install a flow with these keys: fetches its buckets. Nothing has to follow, and nothing changes.
@@ -185,7 +189,11 @@ impl FlowTable {
     pub fn plan(&self, original: &FlowKey, reply: &FlowKey) -> Plan {
         let hashes = [original.hash(self.seed), reply.hash(self.seed)];
         let v6 = !original.src.is_v4();
-        if v6 { self.v6.fetch_buckets(hashes) } else { self.v4.fetch_buckets(hashes) }
+        if v6 {
+            self.v6.fetch_buckets(hashes)
+        } else {
+            self.v4.fetch_buckets(hashes)
+        }
         Plan { hashes, victims: [NOWHERE; 2], v6 }
     }
 
