@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use fastpath::graph::NodeId;
+use fastpath::graph::{DropReason, NodeId};
 use fastpath::io::mem::{MemHandle, MemPort};
 use fastpath::io::{Frame, Pool};
 use fastpath::packet::{FlowKey, Ip, PortId, proto};
@@ -338,7 +338,12 @@ impl Rig {
         let before = self.node();
         self.worker.pass();
         let after = self.node();
-        assert_eq!(after.1 - before.1, VECTOR as u64, "every packet asks");
+        let drops = || {
+            let stats = self.worker.stats().unwrap();
+            let of = |r: &DropReason| (r.name(), stats.drops[*r as usize].get());
+            DropReason::ALL.iter().map(of).filter(|(_, n)| *n > 0).collect::<Vec<_>>()
+        };
+        assert_eq!(after.1 - before.1, VECTOR as u64, "every packet asks: {:?}", drops());
         after.0 - before.0
     }
 }

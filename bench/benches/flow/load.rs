@@ -7,6 +7,8 @@ use fastpath::tables::policy::Rules;
 
 /// Keys in a batch: a vector of the graph.
 pub(crate) const BATCH: usize = 256;
+/// Keys of a Zipf distribution that are drawn beforehand.
+const DRAWN: usize = 1 << 18;
 /// Seed of hashes and of the order in which keys come.
 pub(crate) const SEED: u64 = 0x5bd1_e995_0f0e_1d2c;
 /// TCP's ACK bit.
@@ -100,7 +102,8 @@ pub(crate) struct Batch {
     family: Family,
     entries: u32,
     random: Random,
-    zipf: bool,
+    drawn: Vec<u32>,
+    at: usize,
     pub(crate) keys: Vec<FlowKey>,
     pub(crate) hashes: Vec<u64>,
 }
@@ -108,17 +111,23 @@ pub(crate) struct Batch {
 impl Batch {
     /// Of keys drawn uniformly from `entries`, or by Zipf 1.0.
     pub(crate) fn new(family: Family, entries: u32, zipf: bool) -> Self {
-        Self { family, entries, random: Random(SEED), zipf, keys: Vec::new(), hashes: Vec::new() }
+        let mut random = Random(SEED);
+        // Rank r with a probability of nearly 1/r, ranks spread over the table; beforehand, for it takes long.
+        let rank = |_| {
+            let part = (random.next() >> 32) as f64 / (1u64 << 32) as f64;
+            let rank = (part * f64::from(entries).ln()).exp() as u64 - 1;
+            u32::try_from(rank * 2_654_435_761 % u64::from(entries)).unwrap_or(0)
+        };
+        let drawn = if zipf { (0..DRAWN).map(rank).collect() } else { Vec::new() };
+        Self { family, entries, random, drawn, at: 0, keys: Vec::new(), hashes: Vec::new() }
     }
 
     fn draw(&mut self) -> u32 {
-        if !self.zipf {
+        if self.drawn.is_empty() {
             return self.random.below(self.entries);
         }
-        // Rank r with a probability of nearly 1/r, ranks spread over the table.
-        let part = (self.random.next() >> 32) as f64 / (1u64 << 32) as f64;
-        let rank = (part * f64::from(self.entries).ln()).exp() as u64 - 1;
-        u32::try_from(rank * 2_654_435_761 % u64::from(self.entries)).unwrap_or(0)
+        self.at = (self.at + 1) % self.drawn.len();
+        self.drawn[self.at]
     }
 
     /// Fills the batch with keys of entries `offset..offset + entries`.

@@ -33,7 +33,7 @@ impl RteHash {
         key_len: u32,
         lock_free: bool,
     ) -> Result<Self, String> {
-        let memory = (u64::from(entries) * u64::from(key_len + 96) >> 20) + 256;
+        let memory = ((u64::from(entries) * u64::from(key_len + 96)) >> 20) + 256;
         let huge = program.pages.as_ref().is_some_and(|p| p.has(memory / 2));
         let core = std::thread::available_parallelism().map_or(0, |n| n.get() - 1).to_string();
         let mut command = Command::new(&program.path);
@@ -128,7 +128,7 @@ struct HugePages {
 }
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
-const PAGES: u64 = 1536;
+const PAGES: u64 = 2048;
 
 impl HugePages {
     fn take() -> Option<Self> {

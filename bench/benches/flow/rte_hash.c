@@ -27,6 +27,7 @@
 #define BULK 64
 #define SAMPLES (1 << 20)
 #define VALUE 64
+#define DRAWN (1 << 18)
 
 static uint64_t seed = 0x5bd1e9950f0e1d2cull;
 
@@ -73,6 +74,7 @@ int main(int argc, char **argv)
     uint32_t entries = 0, len = 16, made = 0;
     size_t values_len = 0;
     uint32_t *samples = malloc(SAMPLES * sizeof *samples);
+    static uint32_t drawn[DRAWN];
     static uint8_t keys[BATCH][40] __attribute__((aligned(64)));
     static const void *pointers[BATCH];
     static hash_sig_t hashes[BATCH];
@@ -118,18 +120,19 @@ int main(int argc, char **argv)
             }
             printf("ok %u %d\n", inserted, rte_eal_has_hugepages());
         } else if (table && sscanf(line, "run %u %u %u", &zipf, &mode, &millis) == 3) {
-            uint64_t until = rte_get_tsc_cycles() + rte_get_tsc_hz() / 1000 * millis;
+            uint64_t now = rte_get_tsc_cycles(), until = now + rte_get_tsc_hz() / 1000 * millis;
             uint32_t count = 0, missed = 0;
+            /* Rank r with a probability of nearly 1/r, ranks spread over the table. */
             double span = log((double)entries);
+            for (uint32_t i = 0; zipf && i < DRAWN; i++) {
+                uint64_t rank = (uint64_t)exp((double)(next() >> 32) / 4294967296.0 * span) - 1;
+                drawn[i] = (uint32_t)(rank * 2654435761u % entries);
+            }
+            uint32_t at = 0;
+            until += rte_get_tsc_cycles() - now;
             do {
                 for (uint32_t i = 0; i < BATCH; i++) {
-                    uint64_t random = next() >> 32;
-                    uint32_t n = (uint32_t)((random * entries) >> 32);
-                    if (zipf) {
-                        /* Rank r with a probability of nearly 1/r, ranks spread over the table. */
-                        uint64_t rank = (uint64_t)exp((double)random / 4294967296.0 * span) - 1;
-                        n = (uint32_t)(rank * 2654435761u % entries);
-                    }
+                    uint32_t n = zipf ? drawn[at = (at + 1) % DRAWN] : (uint32_t)(((next() >> 32) * entries) >> 32);
                     make_key(keys[i], len, n);
                     pointers[i] = keys[i];
                     hashes[i] = rte_hash_hash(table, keys[i]);

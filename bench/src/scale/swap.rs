@@ -24,6 +24,8 @@ const ADDRESSES: [[u8; 4]; 2] = [[10, 1, 200, 1], [10, 1, 200, 2]];
 const BURST: u32 = 64;
 const PAUSE: Duration = Duration::from_millis(1);
 const PORT: u16 = 9000;
+/// Longer than a change takes.
+const QUIET: Duration = Duration::from_millis(150);
 /// What pods send to.
 const GATEWAY: [u8; 6] = [0xee; 6];
 
@@ -103,7 +105,7 @@ fn measure(options: &Options, daemon: &Daemon, manifests: &Path, rows: &mut Vec<
         for _ in 0..options.swaps {
             version += 1;
             let text = policy(options.rules, version, changed == Changed::All);
-            let took = daemon.applied(|| daemon.replace(&manifests.join("swapped.json"), &text))?;
+            let took = daemon.applied(QUIET, || daemon.replace(&manifests.join("swapped.json"), &text))?;
             runs.push(took);
         }
         let what = if changed == Changed::Ports { "every port" } else { "every port and peer" };

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use fastpath::snapshot::{NodeInfo, Snapshot};
 use fastpath_control::compile::tables::{SnatSettings, Tables};
 use fastpath_control::model::{
-    Endpoint, EndpointPort, EndpointSlice, Labels, Model, Namespace, NamespaceScope, NetworkPolicy, Node,
-    ObjectName, Origin, Peer, Pod, PortMatch, PortSpec, Protocol, Rule, Selector, Service, ServiceKind,
+    Endpoint, EndpointPort, EndpointSlice, IpBlock, Labels, Model, Namespace, NamespaceScope, NetworkPolicy,
+    Node, ObjectName, Origin, Peer, Pod, PortMatch, PortSpec, Protocol, Rule, Selector, Service, ServiceKind,
     ServicePort,
 };
+
+use ipnet::IpNet;
 
 use super::rows::{Row, percentile};
 
@@ -168,12 +170,17 @@ impl Rig {
     }
 
     fn compile(&mut self) -> Snapshot {
+        let snapshot = self.compile_only();
+        self.tables.tidy();
+        snapshot
+    }
+
+    fn compile_only(&mut self) -> Snapshot {
         let mut snapshot = Snapshot {
             node: NodeInfo { addresses: vec![IpAddr::from([192, 168, 0, 1]).into()], ..NodeInfo::default() },
             ..Snapshot::default()
         };
         self.tables.fill(&Arc::new(self.model.clone()), &BTreeMap::new(), &mut snapshot);
-        self.tables.tidy();
         snapshot
     }
 
@@ -196,9 +203,66 @@ impl Rig {
     }
 }
 
+/// A policy of so many rules over the pods here, each for an address and a port that versions change.
+fn large(rules: u32, version: u32, all: bool) -> Arc<NetworkPolicy> {
+    let rule = |n: u32| {
+        let [_, b, c, d] = (if all { n + version * rules } else { n }).to_be_bytes();
+        let cidr = IpNet::new(IpAddr::from([100, b, c, d]), 32).unwrap_or_default();
+        let port = u16::try_from(1 + (n + version) % 60_000).unwrap_or(1);
+        Rule {
+            peers: vec![Peer::Block(IpBlock { cidr, except: Vec::new() })],
+            ports: vec![PortMatch { protocol: Protocol::Tcp, port: PortSpec::Range(port, port) }],
+            origin: Origin::Api,
+        }
+    };
+    Arc::new(NetworkPolicy {
+        name: name(0, "large"),
+        pod_selector: [("app".to_owned(), "large".to_owned())].into_iter().collect(),
+        isolates_ingress: true,
+        isolates_egress: false,
+        ingress: (0..rules).map(rule).collect(),
+        egress: Vec::new(),
+        closed: false,
+        origin: Origin::Api,
+    })
+}
+
+/// Milliseconds of compilations that take over another version of a policy of so many rules.
+fn swaps(rules: u32, all: bool) -> Vec<f64> {
+    let mut rig = Rig::new(1_000);
+    let subject = Pod {
+        name: name(0, "subject"),
+        labels: [("app".to_owned(), "large".to_owned())].into(),
+        ..(*pod(0, 1)).clone()
+    };
+    rig.model.pods.insert(subject.name.clone(), Arc::new(subject));
+    let mut last = rig.compile();
+    let mut runs = Vec::new();
+    for version in 0..40 {
+        let policy = large(rules, version, all);
+        rig.model.policies.insert(policy.name.clone(), policy);
+        let start = Instant::now();
+        let snapshot = rig.compile_only();
+        let differs = snapshot != last;
+        runs.push(start.elapsed().as_secs_f64() * 1e3);
+        assert!(differs, "a version makes a difference");
+        rig.tables.tidy();
+        last = snapshot;
+    }
+    // The first one is new, not swapped.
+    runs.remove(0);
+    runs
+}
+
 /// Measures everything.
 pub(crate) fn run() -> Vec<Row> {
     let mut rows = Vec::new();
+    for (all, what) in [(false, "every port"), (true, "every port and peer")] {
+        let runs = swaps(10_000, all);
+        let title = format!("compilation of 10000 rules swapped, {what} another");
+        rows.push(Row::of(format!("{title}: p50"), "ms", percentile(&runs, 50), Vec::new()));
+        rows.push(Row::of(format!("{title}: p99"), "ms", percentile(&runs, 99), runs));
+    }
     for pods in [10_000, 100_000] {
         let mut rig = Rig::new(pods);
         let spread = pods / BATCH.min(pods);

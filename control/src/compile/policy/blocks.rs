@@ -24,6 +24,10 @@ pub(super) struct Blocks {
     /// The blocks of each peer set.
     of_set: HashMap<PeerSetId, Vec<(BlockId, IpBlock)>>,
     next: BlockId,
+    /// Blocks of one address and nothing excepted, apart from the others: nothing can lie in them. Each time a set has one.
+    hosts: BTreeMap<Ip, Vec<PeerSetId>>,
+    /// Addresses that such blocks came to or went from.
+    dirty_hosts: Vec<Ip>,
     /// Prefixes that blocks came to or went from since [`Blocks::settle`].
     dirty: BTreeSet<Place>,
 }
@@ -59,6 +63,11 @@ impl Blocks {
         if block.except.iter().any(|e| e.contains(&block.cidr)) {
             return;
         }
+        if let Some(ip) = host_of(block) {
+            self.hosts.entry(ip).or_default().push(set);
+            self.dirty_hosts.push(ip);
+            return;
+        }
         self.next += 1;
         let id = self.next;
         self.owners.insert(id, set);
@@ -75,8 +84,20 @@ impl Blocks {
         }
     }
 
-    /// Removes all blocks of a peer set.
-    pub(super) fn remove(&mut self, set: PeerSetId) {
+    /// Removes a block of a peer set that [`Blocks::add`] was told of; those that are not of one address all at once.
+    pub(super) fn remove(&mut self, set: PeerSetId, block: &IpBlock) {
+        if let Some(ip) = host_of(block) {
+            if let Some(sets) = self.hosts.get_mut(&ip) {
+                if let Some(at) = sets.iter().position(|s| *s == set) {
+                    sets.swap_remove(at);
+                }
+                if sets.is_empty() {
+                    self.hosts.remove(&ip);
+                }
+            }
+            self.dirty_hosts.push(ip);
+            return;
+        }
         for (id, block) in self.of_set.remove(&set).unwrap_or_default() {
             self.owners.remove(&id);
             for net in std::iter::once(&block.cidr).chain(&block.except) {
@@ -172,23 +193,50 @@ impl Blocks {
         })
     }
 
+    /// The addresses that blocks of one address came to or went from since the last call.
+    pub(super) fn take_dirty_hosts(&mut self) -> Vec<Ip> {
+        std::mem::take(&mut self.dirty_hosts)
+    }
+
+    /// Addresses in `region` that have blocks of their own.
+    pub(super) fn hosts_in(&self, region: Prefix) -> impl Iterator<Item = Ip> + '_ {
+        self.hosts.range(region.addr()..=region.last()).map(|(ip, _)| *ip)
+    }
+
     /// The peer sets that hold an address by a block, sorted.
-    pub(super) fn sets(&self, ip: Ip) -> &[PeerSetId] {
-        if self.edges.is_empty() {
-            return &[];
+    pub(super) fn sets(&self, ip: Ip) -> Vec<PeerSetId> {
+        let around = (!self.edges.is_empty()).then(|| self.longest(ip.is_v4(), ip.bits(), u8::MAX)).flatten();
+        let mut sets = around.map(|(_, e)| e.sets.clone()).unwrap_or_default();
+        if let Some(own) = self.hosts.get(&ip) {
+            sets.extend(own);
+            sets.sort_unstable();
+            sets.dedup();
         }
-        self.longest(ip.is_v4(), ip.bits(), u8::MAX).map_or(&[], |(_, e)| &e.sets)
+        sets
+    }
+
+    /// Whether there is no block.
+    pub(super) fn is_empty(&self) -> bool {
+        self.edges.is_empty() && self.hosts.is_empty()
     }
 
     /// Whether a block of one address begins or ends here.
     pub(super) fn has_host(&self, ip: Ip) -> bool {
-        !self.edges.is_empty() && self.edges.contains_key(&place(Prefix::host(ip)))
+        self.hosts.contains_key(&ip)
+            || !self.edges.is_empty() && self.edges.contains_key(&place(Prefix::host(ip)))
     }
 
     /// Every prefix in `region`, shorter ones before those in them.
     pub(super) fn within(&mut self, region: Prefix) -> impl Iterator<Item = (Prefix, &mut Edge)> {
         self.edges.range_mut(range(region)).filter_map(|(at, edge)| Some((prefix(*at)?, edge)))
     }
+}
+
+/// The address of a block that has one, and excepts nothing.
+fn host_of(block: &IpBlock) -> Option<Ip> {
+    let one = block.cidr.prefix_len() == block.cidr.max_prefix_len() && block.except.is_empty();
+    let prefix = Prefix::new(block.cidr.addr(), block.cidr.prefix_len()).filter(|_| one)?;
+    Some(prefix.addr())
 }
 
 /// Whether a prefix holds one address.

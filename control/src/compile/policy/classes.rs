@@ -245,6 +245,14 @@ impl Classes {
         id
     }
 
+    /// One user more of a class, if it is there still.
+    pub(super) fn acquire_known(&mut self, id: ClassId) -> bool {
+        let Some((_, users)) = self.live.get_mut(&id) else { return id == ClassId::OTHER };
+        self.unused -= usize::from(*users == 0);
+        *users += 1;
+        true
+    }
+
     /// One user less.
     pub(super) fn release(&mut self, id: ClassId) {
         if let Some((_, users)) = self.live.get_mut(&id)

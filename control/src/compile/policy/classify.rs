@@ -1,8 +1,6 @@
 //! Every address in sight to its class.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
-
 use fastpath::packet::Ip;
 use fastpath::tables::policy::{ClassId, PeerInfo};
 
@@ -23,10 +21,10 @@ impl Compiler {
             }
         }
         for (id, members) in &gone {
-            self.blocks.remove(*id);
             for member in members.iter() {
-                if let Member::Pods(set) = member {
-                    self.selections.release(*set);
+                match member {
+                    Member::Pods(set) => self.selections.release(*set),
+                    Member::Block(block) => self.blocks.remove(*id, block),
                 }
             }
         }
@@ -37,34 +35,42 @@ impl Compiler {
                 }
             }
         }
+        if !fresh.is_empty() || !gone.is_empty() {
+            self.class_of.clear();
+        }
         let mut addresses = changes.addresses;
         // An address may have gone to a pod that did not change itself.
         for slot in &changes.slots {
             addresses.extend(self.pods.entry(*slot).into_iter().flat_map(|e| e.addresses()));
         }
         if std::mem::take(&mut self.egress_names_changed) {
+            self.class_of.clear();
             addresses.extend(self.pods.addresses());
         }
         self.sync_blocks(&mut addresses);
+        addresses.sort_unstable();
+        addresses.dedup();
         for ip in addresses {
             self.classify(ip);
         }
     }
 
     /// Classes of address blocks; adds the addresses with entries of their own that lie in blocks that changed.
-    fn sync_blocks(&mut self, addresses: &mut BTreeSet<Ip>) {
+    fn sync_blocks(&mut self, addresses: &mut Vec<Ip>) {
+        addresses.extend(self.blocks.take_dirty_hosts());
         for region in self.blocks.settle() {
             for (prefix, class) in region.gone {
                 self.classes.release(class);
                 if is_host(prefix) {
-                    addresses.insert(prefix.addr());
+                    addresses.push(prefix.addr());
                 }
             }
             if is_host(region.prefix) {
-                addresses.insert(region.prefix.addr());
+                addresses.push(region.prefix.addr());
                 continue;
             }
             addresses.extend(self.pods.addresses_in(region.prefix));
+            addresses.extend(self.blocks.hosts_in(region.prefix));
             addresses
                 .extend(self.nodes.range(region.prefix.addr()..=region.prefix.last()).map(|(ip, _)| *ip));
             let around = self.blocks.parent(region.prefix).map_or(ClassId::OTHER, |(_, e)| e.class);
@@ -72,7 +78,7 @@ impl Compiler {
             let (classes, peers) = (&mut self.classes, &mut self.table.peers);
             for (prefix, edge) in self.blocks.within(region.prefix) {
                 if is_host(prefix) {
-                    addresses.insert(prefix.addr());
+                    addresses.push(prefix.addr());
                     continue;
                 }
                 let class = classes.acquire(Signature { sets: edge.sets.clone(), ports: Vec::new() });
@@ -89,15 +95,20 @@ impl Compiler {
         if owner.is_none() && node.is_none() && !self.blocks.has_host(ip) {
             self.table.peers.remove(ip);
         } else {
-            let mut signature = Signature { sets: self.blocks.sets(ip).to_vec(), ports: Vec::new() };
-            if let Some(slot) = owner {
-                let sets = self.selections.of(slot).iter();
-                signature.sets.extend(sets.flat_map(|set| self.interner.sets_of(*set)));
-                signature.sets.sort_unstable();
-                signature.sets.dedup();
-                signature.ports = self.resolve(slot, |name| self.egress_names.contains_key(&name));
-            }
-            let class = self.classes.acquire(signature);
+            let blocks = if self.blocks.is_empty() { Vec::new() } else { self.blocks.sets(ip) };
+            let class = match owner {
+                Some(slot) if blocks.is_empty() && self.egress_names.is_empty() => self.class_of_pod(slot),
+                Some(slot) => {
+                    let mut signature = Signature { sets: blocks, ports: Vec::new() };
+                    let sets = self.selections.of(slot).iter();
+                    signature.sets.extend(sets.flat_map(|set| self.interner.sets_of(*set)));
+                    signature.sets.sort_unstable();
+                    signature.sets.dedup();
+                    signature.ports = self.resolve(slot, |name| self.egress_names.contains_key(&name));
+                    self.classes.acquire(signature)
+                }
+                None => self.classes.acquire(Signature { sets: blocks, ports: Vec::new() }),
+            };
             let info = PeerInfo { class, node: node.unwrap_or_default() };
             if before != Some(info) {
                 self.table.peers.insert(ip, info);
@@ -106,6 +117,22 @@ impl Compiler {
         if let Some(before) = before {
             self.classes.release(before.class);
         }
+    }
+
+    /// The class of a pod's address that lies in no block, with one user more; pods in the same sets are in the same class.
+    fn class_of_pod(&mut self, slot: Slot) -> ClassId {
+        let pod_sets = self.selections.of(slot);
+        if let Some(class) = self.class_of.get(pod_sets)
+            && self.classes.acquire_known(*class)
+        {
+            return *class;
+        }
+        let mut sets: Vec<_> = pod_sets.iter().flat_map(|set| self.interner.sets_of(*set)).collect();
+        sets.sort_unstable();
+        sets.dedup();
+        let class = self.classes.acquire(Signature { sets, ports: Vec::new() });
+        self.class_of.insert(pod_sets.into(), class);
+        class
     }
 
     /// What those port names in use that `wanted` picks stand for on a pod.

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fastpath::packet::Ip;
-use fastpath::tables::policy::{Direction, GroupId, NodeIndex, PolicyTable, RuleId};
+use fastpath::tables::policy::{ClassId, Direction, GroupId, NodeIndex, PolicyTable, RuleId};
 use hashbrown::HashMap;
 
 use crate::model::{Model, NetworkPolicy, ObjectName, Pod, PortSpec, Rule};
@@ -124,6 +124,8 @@ pub struct Compiler {
     egress_names: HashMap<NameId, usize>,
     egress_names_changed: bool,
     blocks: Blocks,
+    /// The class of pods that are in these sets, whose addresses lie in no block and have no port names.
+    class_of: HashMap<Box<[SetId]>, ClassId>,
     node_indices: HashMap<String, NodeIndex>,
     nodes: BTreeMap<Ip, NodeIndex>,
     matrices: HashMap<MatrixKey, CachedMatrix>,
@@ -153,6 +155,7 @@ impl Compiler {
             egress_names: HashMap::new(),
             egress_names_changed: false,
             blocks: Blocks::default(),
+            class_of: HashMap::new(),
             node_indices: HashMap::new(),
             nodes: BTreeMap::new(),
             matrices: HashMap::new(),

@@ -1,12 +1,12 @@
 //! The pods that policies can tell apart, numbered, and found by namespace and label.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fastpath::packet::Ip;
 use fastpath::tables::Prefix;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::model::{Labels, Model, Namespace, ObjectName, Operator, Pod, Selector};
 
@@ -33,20 +33,29 @@ pub(super) struct Pods {
     entries: Vec<Option<Entry>>,
     free: Vec<Slot>,
     by_name: HashMap<ObjectName, Slot>,
-    by_namespace: HashMap<String, BTreeSet<Slot>>,
-    by_label: HashMap<String, HashMap<String, BTreeSet<Slot>>>,
+    by_namespace: HashMap<String, HashSet<Slot>>,
+    by_label: HashMap<String, HashMap<String, HashSet<Slot>>>,
     owners: BTreeMap<Ip, Vec<Slot>>,
     /// Labels of the namespaces that have pods.
     labels: HashMap<String, Arc<Labels>>,
 }
 
-/// What one [`Pods::sync`] found changed.
+/// What one [`Pods::sync`] found changed; each list sorted, nothing in it twice.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     /// Slots whose pod came, went, or has other labels, ports or addresses.
-    pub(super) slots: BTreeSet<Slot>,
+    pub(super) slots: Vec<Slot>,
     /// Addresses whose owner may be another, or may look different.
-    pub(super) addresses: BTreeSet<Ip>,
+    pub(super) addresses: Vec<Ip>,
+}
+
+impl Changes {
+    fn sort(&mut self) {
+        self.slots.sort_unstable();
+        self.slots.dedup();
+        self.addresses.sort_unstable();
+        self.addresses.dedup();
+    }
 }
 
 impl Pods {
@@ -66,11 +75,17 @@ impl Pods {
             }
             if let Some(slot) = known {
                 self.remove(slot, &mut changes);
+                if now.is_none() {
+                    self.by_name.remove(name);
+                    self.free.push(slot);
+                }
             }
             if let Some(pod) = now {
-                self.add(pod, model, &mut changes);
+                let slot = known.unwrap_or_else(|| self.take_slot(name));
+                self.add(slot, pod, model, &mut changes);
             }
         }
+        changes.sort();
         changes
     }
 
@@ -86,16 +101,21 @@ impl Pods {
             let entry = usize::try_from(*slot).ok().and_then(|s| self.entries.get_mut(s));
             let Some(entry) = entry.and_then(Option::as_mut) else { continue };
             entry.namespace_labels = Arc::clone(known);
-            changes.slots.insert(*slot);
+            changes.slots.push(*slot);
             changes.addresses.extend(entry.addresses());
         }
     }
 
-    fn add(&mut self, pod: &Arc<Pod>, model: &Model, changes: &mut Changes) {
+    fn take_slot(&mut self, name: &ObjectName) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             Slot::try_from(self.entries.len() - 1).unwrap_or(Slot::MAX)
         });
+        self.by_name.insert(name.clone(), slot);
+        slot
+    }
+
+    fn add(&mut self, slot: Slot, pod: &Arc<Pod>, model: &Model, changes: &mut Changes) {
         let namespace = &pod.name.namespace;
         let namespace_labels = match self.labels.get(namespace) {
             Some(labels) => Arc::clone(labels),
@@ -110,23 +130,21 @@ impl Pods {
         for (key, value) in &pod.labels {
             self.by_label.entry_ref(key).or_default().entry_ref(value).or_default().insert(slot);
         }
-        self.by_name.insert(pod.name.clone(), slot);
         let entry = Entry { pod: pod.clone(), namespace_labels };
         for ip in entry.addresses() {
             insert(self.owners.entry(ip).or_default(), slot);
-            changes.addresses.insert(ip);
+            changes.addresses.push(ip);
         }
         if let Some(place) = usize::try_from(slot).ok().and_then(|s| self.entries.get_mut(s)) {
             *place = Some(entry);
         }
-        changes.slots.insert(slot);
+        changes.slots.push(slot);
     }
 
     fn remove(&mut self, slot: Slot, changes: &mut Changes) {
         let place = usize::try_from(slot).ok().and_then(|s| self.entries.get_mut(s));
         let Some(entry) = place.and_then(Option::take) else { return };
         let name = &entry.pod.name;
-        self.by_name.remove(name);
         if let Some(slots) = self.by_namespace.get_mut(&name.namespace) {
             slots.remove(&slot);
             if slots.is_empty() {
@@ -153,10 +171,9 @@ impl Pods {
                     self.owners.remove(&ip);
                 }
             }
-            changes.addresses.insert(ip);
+            changes.addresses.push(ip);
         }
-        self.free.push(slot);
-        changes.slots.insert(slot);
+        changes.slots.push(slot);
     }
 
     pub(super) fn entry(&self, slot: Slot) -> Option<&Entry> {
@@ -186,9 +203,9 @@ impl Pods {
 
     /// Pods of one namespace, or of all, among which are all that `selector` selects: the shortest list at hand.
     pub(super) fn candidates(&self, namespace: Option<&str>, selector: &Selector) -> Vec<Slot> {
-        let mut best: Option<Vec<&BTreeSet<Slot>>> =
+        let mut best: Option<Vec<&HashSet<Slot>>> =
             namespace.map(|ns| self.by_namespace.get(ns).into_iter().collect());
-        let size = |lists: &[&BTreeSet<Slot>]| lists.iter().map(|l| l.len()).sum::<usize>();
+        let size = |lists: &[&HashSet<Slot>]| lists.iter().map(|l| l.len()).sum::<usize>();
         for requirement in selector.requirements() {
             let values = self.by_label.get(&requirement.key);
             let lists: Vec<_> = match &requirement.operator {

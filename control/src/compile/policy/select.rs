@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::pods::{Entry, Pods, Slot};
 use crate::model::{NamespaceScope, Operator, Selector};
@@ -49,7 +49,7 @@ impl PodSet {
         namespace && self.pods.matches(&entry.pod.labels)
     }
 
-    fn members(&self, pods: &Pods) -> BTreeSet<Slot> {
+    fn members(&self, pods: &Pods) -> HashSet<Slot> {
         let namespace = match &self.namespaces {
             Namespaces::Named(name) => Some(name.as_str()),
             Namespaces::Matching(_) => None,
@@ -77,12 +77,65 @@ impl PodSet {
 }
 
 /// Where a set is filed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 enum Place {
     Value(String, String),
     Key(String),
     Namespace(String),
     Any,
+}
+
+/// The sets by where they are filed.
+#[derive(Debug, Default)]
+struct Filed {
+    by_label: HashMap<String, ByValue>,
+    by_namespace: HashMap<String, BTreeSet<SetId>>,
+    any: BTreeSet<SetId>,
+}
+
+/// Those filed under one label.
+#[derive(Debug, Default)]
+struct ByValue {
+    any: BTreeSet<SetId>,
+    by_value: HashMap<String, BTreeSet<SetId>>,
+}
+
+impl Filed {
+    fn of(&mut self, place: Place) -> &mut BTreeSet<SetId> {
+        match place {
+            Place::Value(key, value) => {
+                self.by_label.entry(key).or_default().by_value.entry(value).or_default()
+            }
+            Place::Key(key) => &mut self.by_label.entry(key).or_default().any,
+            Place::Namespace(name) => self.by_namespace.entry(name).or_default(),
+            Place::Any => &mut self.any,
+        }
+    }
+
+    fn remove(&mut self, place: Place, id: SetId) {
+        let sets = self.of(place.clone());
+        sets.remove(&id);
+        if !sets.is_empty() {
+            return;
+        }
+        match place {
+            Place::Value(key, value) => {
+                if let Some(of_key) = self.by_label.get_mut(&key) {
+                    of_key.by_value.remove(&value);
+                    if of_key.by_value.is_empty() && of_key.any.is_empty() {
+                        self.by_label.remove(&key);
+                    }
+                }
+            }
+            Place::Key(key) => {
+                if self.by_label.get(&key).is_some_and(|of_key| of_key.by_value.is_empty()) {
+                    self.by_label.remove(&key);
+                }
+            }
+            Place::Namespace(name) => drop(self.by_namespace.remove(&name)),
+            Place::Any => {}
+        }
+    }
 }
 
 /// A pod set in use. Never given out again.
@@ -96,14 +149,14 @@ pub(super) struct Selections {
     sets: HashMap<SetId, InUse>,
     /// The sets that hold a pod, sorted; nothing for a pod that is in none.
     of_slot: HashMap<Slot, Vec<SetId>>,
-    filed: HashMap<Place, BTreeSet<SetId>>,
+    filed: Filed,
     next: u32,
 }
 
 #[derive(Debug)]
 struct InUse {
     set: PodSet,
-    members: BTreeSet<Slot>,
+    members: HashSet<Slot>,
     users: usize,
 }
 
@@ -124,7 +177,7 @@ impl Selections {
             self.of_slot.entry(*slot).or_default().push(id);
         }
         for place in set.places() {
-            self.filed.entry(place).or_default().insert(id);
+            self.filed.of(place).insert(id);
         }
         self.ids.insert(set.clone(), id);
         self.sets.insert(id, InUse { set, members, users: 1 });
@@ -149,12 +202,7 @@ impl Selections {
             }
         }
         for place in gone.set.places() {
-            if let Some(sets) = self.filed.get_mut(&place) {
-                sets.remove(&id);
-                if sets.is_empty() {
-                    self.filed.remove(&place);
-                }
-            }
+            self.filed.remove(place, id);
         }
     }
 
@@ -163,7 +211,7 @@ impl Selections {
     pub(super) fn sync(
         &mut self,
         pods: &Pods,
-        changed: &BTreeSet<Slot>,
+        changed: &[Slot],
         watched: impl Fn(Slot) -> bool,
     ) -> BTreeSet<SetId> {
         let mut seen = BTreeSet::new();
@@ -195,13 +243,16 @@ impl Selections {
         if self.sets.is_empty() {
             return Vec::new();
         }
-        let labels = entry.pod.labels.iter();
-        let places = labels
-            .flat_map(|(key, value)| [Place::Value(key.clone(), value.clone()), Place::Key(key.clone())])
-            .chain([Place::Namespace(entry.pod.name.namespace.clone()), Place::Any]);
-        let mut out: Vec<SetId> = places
-            .filter_map(|place| self.filed.get(&place))
+        let filed = &self.filed;
+        let by_label = entry.pod.labels.iter().filter_map(|(key, value)| {
+            let of_key = filed.by_label.get(key)?;
+            Some(of_key.any.iter().chain(of_key.by_value.get(value).into_iter().flatten()))
+        });
+        let by_namespace = filed.by_namespace.get(&entry.pod.name.namespace).into_iter().flatten();
+        let mut out: Vec<SetId> = by_label
             .flatten()
+            .chain(by_namespace)
+            .chain(&filed.any)
             .filter(|id| self.sets.get(*id).is_some_and(|s| s.set.holds(entry)))
             .copied()
             .collect();
@@ -209,7 +260,7 @@ impl Selections {
         out
     }
 
-    /// The members of a set in use.
+    /// The members of a set in use, in any order.
     pub(super) fn members(&self, id: SetId) -> impl Iterator<Item = Slot> + '_ {
         self.sets.get(&id).into_iter().flat_map(|s| s.members.iter().copied())
     }

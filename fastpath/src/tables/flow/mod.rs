@@ -110,42 +110,129 @@ impl FlowTable {
     /// a miss. Allocates only if `out` has no room for as many entries.
     pub fn lookup_batch(&self, keys: &[FlowKey], hashes: &[u64], now: Millis, out: &mut Vec<Option<Hit>>) {
         debug_assert_eq!(keys.len(), hashes.len());
-        // Every one that has a hash is written below.
+        // Every one that has a hash is written below, in its place: entries are large.
         out.resize(keys.len(), None);
         if let Some(rest) = out.get_mut(hashes.len()..) {
             rest.fill(None);
         }
+        let limits = &self.limits;
+        match family(keys) {
+            Some(true) => self.stages(
+                keys,
+                hashes,
+                |_| true,
+                |n, key, hash, at| {
+                    let Some(out) = out.get_mut(n) else { return };
+                    self.v4.finish_in_place(limits, key, hash, now, at, out);
+                },
+            ),
+            Some(false) => self.stages(
+                keys,
+                hashes,
+                |_| false,
+                |n, key, hash, at| {
+                    let Some(out) = out.get_mut(n) else { return };
+                    self.v6.finish_in_place(limits, key, hash, now, at, out);
+                },
+            ),
+            None => self.stages(
+                keys,
+                hashes,
+                |key| key.src.is_v4(),
+                |n, key, hash, at| {
+                    let Some(out) = out.get_mut(n) else { return };
+                    if key.src.is_v4() {
+                        self.v4.finish_in_place(limits, key, hash, now, at, out);
+                    } else {
+                        self.v6.finish_in_place(limits, key, hash, now, at, out);
+                    }
+                },
+            ),
+        }
+    }
+
+    /// Looks up a batch, and calls `each` for every key in turn, with its number and what was found.
+    ///
+    /// As [`FlowTable::lookup_batch`], without its copies: what `each` does not look at is not read.
+    #[inline]
+    pub fn lookup_each(
+        &self,
+        keys: &[FlowKey],
+        hashes: &[u64],
+        now: Millis,
+        mut each: impl FnMut(usize, Option<&Hit>),
+    ) {
+        let limits = &self.limits;
+        match family(keys) {
+            Some(true) => self.stages(
+                keys,
+                hashes,
+                |_| true,
+                |n, key, hash, at| {
+                    each(n, self.v4.finish(limits, key, hash, now, at).as_ref());
+                },
+            ),
+            Some(false) => self.stages(
+                keys,
+                hashes,
+                |_| false,
+                |n, key, hash, at| {
+                    each(n, self.v6.finish(limits, key, hash, now, at).as_ref());
+                },
+            ),
+            None => self.stages(
+                keys,
+                hashes,
+                |key| key.src.is_v4(),
+                |n, key, hash, at| {
+                    let hit = if key.src.is_v4() {
+                        self.v4.finish(limits, key, hash, now, at)
+                    } else {
+                        self.v6.finish(limits, key, hash, now, at)
+                    };
+                    each(n, hit.as_ref());
+                },
+            ),
+        }
+    }
+
+    /// The stages of a lookup, for groups of keys: while a group is compared, the next one's entries and the tags of
+    /// the one after that are on their way. `compare` is called for each key with its number, its hash and the slot.
+    #[inline]
+    fn stages(
+        &self,
+        keys: &[FlowKey],
+        hashes: &[u64],
+        is_v4: impl Fn(&FlowKey) -> bool,
+        mut compare: impl FnMut(usize, &FlowKey, u64, u32),
+    ) {
         let groups = || keys.chunks(GROUP).zip(hashes.chunks(GROUP));
         let (mut for_tags, mut for_entries) = (groups(), groups());
         let mut places = [Place::default(); GROUP];
         let mut fetch_tags = |places: &mut [Place; GROUP]| {
             let (keys, hashes) = for_tags.next().unwrap_or_default();
             for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
-                let v4 = key.src.is_v4();
-                *place = if v4 { self.v4.fetch_tags(*hash) } else { self.v6.fetch_tags(*hash) };
+                *place = if is_v4(key) { self.v4.fetch_tags(*hash) } else { self.v6.fetch_tags(*hash) };
             }
         };
         let mut fetch_entries = |places: &[Place; GROUP], slots: &mut [u32; GROUP]| {
             let (keys, _) = for_entries.next().unwrap_or_default();
             for ((key, place), at) in keys.iter().zip(places).zip(slots) {
-                *at = if key.src.is_v4() { self.v4.fetch_entry(*place) } else { self.v6.fetch_entry(*place) };
+                *at = if is_v4(key) { self.v4.fetch_entry(*place) } else { self.v6.fetch_entry(*place) };
             }
         };
         let mut slots = [NOWHERE; GROUP];
         fetch_tags(&mut places);
         fetch_entries(&places, &mut slots);
         fetch_tags(&mut places);
-        for ((keys, hashes), out) in groups().zip(out.chunks_mut(GROUP)) {
-            // The next group's entries are on their way while this one's are compared.
+        let mut number = 0;
+        for (keys, hashes) in groups() {
             let mut next = [NOWHERE; GROUP];
             fetch_entries(&places, &mut next);
             fetch_tags(&mut places);
-            for ((key, hash), (at, out)) in keys.iter().zip(hashes).zip(slots.iter().zip(out)) {
-                if key.src.is_v4() {
-                    self.v4.finish(&self.limits, key, *hash, now, *at, out);
-                } else {
-                    self.v6.finish(&self.limits, key, *hash, now, *at, out);
-                }
+            for ((key, hash), at) in keys.iter().zip(hashes).zip(slots) {
+                compare(number, key, *hash, at);
+                number += 1;
             }
             slots = next;
         }
@@ -156,15 +243,11 @@ impl FlowTable {
     /// Changes nothing but that a flow past its timeout is removed: also for the packet an ICMP error quotes.
     #[must_use]
     pub fn lookup(&self, key: &FlowKey, hash: u64, now: Millis) -> Option<Hit> {
-        let mut out = None;
         if key.src.is_v4() {
-            let at = self.v4.fetch_entry(self.v4.place(hash));
-            self.v4.finish(&self.limits, key, hash, now, at, &mut out);
+            self.v4.finish(&self.limits, key, hash, now, self.v4.fetch_entry(self.v4.place(hash)))
         } else {
-            let at = self.v6.fetch_entry(self.v6.place(hash));
-            self.v6.finish(&self.limits, key, hash, now, at, &mut out);
+            self.v6.finish(&self.limits, key, hash, now, self.v6.fetch_entry(self.v6.place(hash)))
         }
-        out
     }
 
     /// Records a packet of a flow that was hit, with its TCP flags byte (0 for other protocols): last seen, state.
@@ -347,4 +430,12 @@ impl FlowTable {
     pub fn capacity(&self) -> usize {
         self.v4.entries() + self.v6.entries()
     }
+}
+
+/// Whether all keys are of IPv4, or of IPv6; `None` for both. Nearly always a vector is of one family, and then no
+/// stage needs to ask for each key.
+#[inline]
+fn family(keys: &[FlowKey]) -> Option<bool> {
+    let v4 = keys.first()?.src.is_v4();
+    keys.iter().all(|k| k.src.is_v4() == v4).then_some(v4)
 }

@@ -7,7 +7,7 @@
 //!  link      sport, dport             index of the other direction's entry
 //!  rewrite   l4_delta, l3_delta       dport             sport
 //!  out       mtu, next_hop            tunnel            egress
-//!  verdict   rules                    generation
+//!  verdict   ingress rule, egress rule           generation
 //!  key, to   both addresses of the key, both addresses written: one word each (IPv4) or four (IPv6)
 //! ```
 //!
@@ -373,7 +373,9 @@ impl<F: Family> Slot<F> {
         let [sport, dport, l3_delta, l4_delta] = quarters(self.rewrite.load(Ordering::Relaxed));
         let [egress, tunnel, next_hop, mtu] = quarters(self.out.load(Ordering::Relaxed));
         let verdict = self.verdict.load(Ordering::Relaxed);
-        let (rules, bits) = (Rules::from_bits(high32(verdict)), head.transform_bits());
+        let [.., egress_rule, ingress_rule] = quarters(verdict);
+        let rules = Rules { egress: egress_rule, ingress: ingress_rule };
+        let bits = head.transform_bits();
         let egress = PortId(egress);
         let transform = Transform {
             src,
@@ -396,7 +398,8 @@ impl<F: Family> Slot<F> {
         F::store(&self.to, F::pack(t.src, t.dst));
         self.rewrite.store(join16([t.sport, t.dport, t.l3_delta, t.l4_delta]), Ordering::Relaxed);
         self.out.store(join16([t.egress.0, t.tunnel, t.next_hop, t.mtu]), Ordering::Relaxed);
-        self.verdict.store(join(t.rules.bits(), generation), Ordering::Relaxed);
+        let rules = u32::from(t.rules.ingress) << 16 | u32::from(t.rules.egress);
+        self.verdict.store(join(rules, generation), Ordering::Relaxed);
     }
 
     /// Fills the entry. The caller holds the claim of its bucket, and makes the tag afterwards.

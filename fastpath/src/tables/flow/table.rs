@@ -125,9 +125,26 @@ impl<F: Family> Table<F> {
         at
     }
 
-    /// Third stage: compares the entry, and writes the result in place.
+    /// Third stage: compares the entry.
     #[inline]
     pub(super) fn finish(
+        &self,
+        limits: &Limits,
+        key: &FlowKey,
+        hash: u64,
+        now: Millis,
+        at: u32,
+    ) -> Option<Hit> {
+        let slot = self.slot(at)?;
+        match slot.read_hit(slot.head(), &Packed::new(key), at) {
+            Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => Some(hit),
+            _ => self.find_live(&Ask { key, hash, now, limits }),
+        }
+    }
+
+    /// The same, written in place.
+    #[inline]
+    pub(super) fn finish_in_place(
         &self,
         limits: &Limits,
         key: &FlowKey,
@@ -142,16 +159,19 @@ impl<F: Family> Table<F> {
         };
         match slot.read_hit(slot.head(), &Packed::new(key), at) {
             Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => *out = Some(hit),
-            _ => self.lookup(&Ask { key, hash, now, limits }, out),
+            _ => self.find_in_place(&Ask { key, hash, now, limits }, out),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_in_place(&self, ask: &Ask<'_>, out: &mut Option<Hit>) {
+        *out = self.find_live(ask);
     }
 
     /// The live entry of a key. An entry past its timeout is removed.
     #[cold]
-    fn lookup(&self, ask: &Ask<'_>, out: &mut Option<Hit>) {
-        *out = self.find_live(ask);
-    }
-
+    #[inline(never)]
     fn find_live(&self, ask: &Ask<'_>) -> Option<Hit> {
         let Ask { now, limits, .. } = *ask;
         let key = Packed::new(ask.key);
