@@ -1,36 +1,57 @@
 #!/usr/bin/env bash
-# Runs the benchmarks and writes bench/results/latest.json (lab), graph.txt and flow.txt (in memory).
+# Runs the benchmarks and writes bench/results/: rows (latest.json), a table (table.md), plots.
 #
-#   scripts/bench.sh           both; needs root (or sudo) for the lab
+#   scripts/bench.sh           all, about half an hour; needs root (or sudo) for the lab
+#   scripts/bench.sh --quick   the lab with short measurements, 5 minutes after the build
 #   scripts/bench.sh --lab     the lab only
 #   scripts/bench.sh --memory  in memory only
+#   scripts/bench.sh --report  puts together what was measured before
 #
-# ROUNDS=5 and MILLIS=2000 say how often and how long the lab measures.
+# ROUNDS=5 and MILLIS=1500 say how often and how long the lab measures. Peers that cannot be installed or do not start
+# are named in the results, with the reason.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 . scripts/lib/setup.sh
 
+usage() { sed -n '2,11s/^# \{0,1\}//p' scripts/bench.sh; }
+
 mode=all
 case "${1-}" in
     '') ;;
-    --lab) mode=lab ;;
-    --memory) mode=memory ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' scripts/bench.sh && exit 0 ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' scripts/bench.sh >&2 && exit 2 ;;
+    --quick | --lab | --memory | --report) mode=${1#--} ;;
+    -h | --help) usage && exit 0 ;;
+    *) usage >&2 && exit 2 ;;
 esac
-rounds=${ROUNDS:-5}
-millis=${MILLIS:-2000}
+if [ "$mode" = quick ]; then
+    rounds=${ROUNDS:-3} millis=${MILLIS:-500}
+else
+    rounds=${ROUNDS:-5} millis=${MILLIS:-1500}
+fi
+
+# What the lab compares with. Without one of them its rows say so.
+PEER_PACKAGES=(coreutils dpdk librte-net-af-xdp23 nftables openvswitch-switch-dpdk)
+
+install_peers() {
+    local package
+    for package in "${PEER_PACKAGES[@]}"; do
+        is_installed "$package" && continue
+        # Its service is not for us: the lab starts its own, in a namespace.
+        (RUNLEVEL=1 install_packages "$package") || note "$package: not to be had; its rows will be marked as skipped"
+    done
+}
 
 title "Setting up"
 setup
 export CARGO_TERM_COLOR=never
 mkdir -p bench/results
 
-if [ "$mode" != memory ]; then
-    title "Lab: packets a second on veth"
+if [ "$mode" = all ] || [ "$mode" = quick ] || [ "$mode" = lab ]; then
+    install_peers
+    title "Building"
     cargo build --release --quiet -p fastpath-control
     cargo build --release --quiet -p fastpath-bench
+    title "Lab: the dataplane and its peers on veths"
     mounted=
     finish() {
         as_root target/release/fastpath-bench clean || true
@@ -41,12 +62,12 @@ if [ "$mode" != memory ]; then
         as_root mount -t bpf bpf /sys/fs/bpf
         mounted=yes
     fi
-    # Twice what is expected, and a minute for what the machine does besides.
-    limit=$((60 + rounds * (30 + 12 * millis / 1000)))
+    # Twice what is expected, and two minutes for what the machine does besides.
+    limit=$((120 + rounds * (100 + 110 * millis / 1000)))
     as_root timeout --kill-after=30 "$limit" target/release/fastpath-bench lab \
-        --rounds "$rounds" --millis "$millis" --json bench/results/latest.json
+        --rounds "$rounds" --millis "$millis" --json bench/results/lab.json
 fi
-if [ "$mode" != lab ]; then
+if [ "$mode" = all ] || [ "$mode" = memory ]; then
     # Nothing to compare with: the files hold this run only.
     export CRITERION_HOME=$PWD/target/bench-criterion
     rm -rf "$CRITERION_HOME"
@@ -55,3 +76,6 @@ if [ "$mode" != lab ]; then
     title "In memory: the flow table, cycles a key"
     cargo bench --quiet -p fastpath-bench --bench flow | tee bench/results/flow.txt
 fi
+title "Results"
+[ -x target/release/fastpath-bench ] || cargo build --release --quiet -p fastpath-bench
+target/release/fastpath-bench report --dir bench/results

@@ -23,7 +23,7 @@ PACKAGES=(
     "rustc-web=$RUST_PACKAGE" "cargo-web=$RUST_PACKAGE" "rust-web-src=$RUST_PACKAGE"
     "llvm-$LLVM-dev=$LLVM_PACKAGE" "libpolly-$LLVM-dev=$LLVM_PACKAGE"
 )
-OBJECTS=(redirect traffic)
+OBJECTS=(outbox redirect traffic)
 
 say() { printf 'build-xdp: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -51,7 +51,7 @@ cannot() {
 
 # What the objects are made from, by content and by name.
 sources() {
-    (cd "$root/xdp-redirect" && sha256sum src/abi.rs src/abi_traffic.rs ebpf/Cargo.toml ebpf/Cargo.lock ebpf/src/*.rs)
+    (cd "$root/xdp-redirect" && sha256sum src/abi.rs src/abi_outbox.rs src/abi_traffic.rs ebpf/Cargo.toml ebpf/Cargo.lock ebpf/src/*.rs)
 }
 
 # This much can be said without any toolchain.

@@ -440,7 +440,7 @@ title "What is not allowed is dropped by name"
 check "a1 sends from an address that is not its own" spoof
 
 title "What cannot be honoured is told"
-check "a pod with no MAC address where one should be" mistake_is_told
+check "a node with no MAC address where one should be" mistake_is_told
 
 title "Health and metrics, node-a"
 check "/readyz" in_ns node-a curl -sSf -m5 http://127.0.0.1:9990/readyz

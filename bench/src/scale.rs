@@ -1,8 +1,12 @@
-//! The control plane at scale: how long a daemon takes to become ready, how much memory it has then, and how long
-//! a changed file takes to be in force on every worker.
+//! The control plane at scale: how long a daemon takes to become ready, how much memory it has then, how long
+//! a changed file takes to be in force on every worker, how long a policy of many rules does while packets flow, and, in
+//! this process, how many updates a second go through the compilation.
 #![forbid(unsafe_code)]
 
 mod manifests;
+mod rows;
+mod swap;
+mod updates;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rows::{Row, percentile};
 use serde::Serialize;
 
 use crate::lab::netns::{NetNs, PREFIX};
@@ -38,30 +43,24 @@ pub(crate) struct Options {
     /// Changes of each kind.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     changes: u32,
+    /// Rules of the policy that is replaced while packets flow.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    rules: u32,
+    /// Times it is replaced, in each of two ways.
+    #[arg(long, default_value_t = 200)]
+    swaps: u32,
+    /// Does only what needs no daemon.
+    #[arg(long)]
+    only_updates: bool,
+    /// Leaves out what needs no daemon.
+    #[arg(long)]
+    no_updates: bool,
     /// Also writes the results to this file.
     #[arg(long)]
     json: Option<PathBuf>,
     /// The daemon.
     #[arg(long, default_value = "target/release/fastpath")]
     daemon: PathBuf,
-}
-
-#[derive(Debug, Serialize)]
-struct Report<'a> {
-    options: &'a Options,
-    /// From the daemon's start to ready with all pods attached, seconds.
-    ready_s: f64,
-    /// Resident memory then, MiB.
-    memory_mib: u64,
-    changes: Vec<Change>,
-}
-
-/// From the rename of a changed file to the acknowledgement of the last worker, milliseconds.
-#[derive(Debug, Serialize)]
-struct Change {
-    name: &'static str,
-    median_ms: f64,
-    max_ms: f64,
 }
 
 /// Runs it.
@@ -84,35 +83,38 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let _folder = Folder(dir.clone());
     manifests::write(&dir.join("manifests"), options)?;
 
+    let mut rows = if options.no_updates { Vec::new() } else { updates::run() };
+    if options.only_updates {
+        rows.iter().for_each(Row::print);
+        return Ok(());
+    }
     let start = Instant::now();
     let daemon = Daemon::start(&node, &binary, &dir)?;
-    daemon.wait(|s| s.ready && s.ports == u64::from(options.here) + 1)?;
-    let ready_s = start.elapsed().as_secs_f64();
-    println!(
-        "ready after {ready_s:.2} s: {} pods here of {}, {} services of {} backends, {} policies",
+    daemon.wait(|s| s.ready && s.ports == u64::from(options.here) + 3)?;
+    let scale = format!(
+        "{} pods here of {}, {} services of {} backends, {} policies",
         options.here, options.pods, options.services, options.backends, options.policies
     );
-    let memory_mib = daemon.resident_mib()?;
-    println!("resident memory {memory_mib} MiB");
-    let mut changes = Vec::new();
+    rows.push(Row::of(format!("start to ready: {scale}"), "s", start.elapsed().as_secs_f64(), Vec::new()));
+    rows.push(Row::of("resident memory then", "MiB", daemon.resident_mib()?, Vec::new()));
     for (name, text) in manifests::CHANGES {
         let file = dir.join("manifests").join(format!("change-{name}.yaml"));
-        let mut times = Vec::new();
+        let (mut whole, mut applied) = (Vec::new(), Vec::new());
         for n in 0..options.changes {
-            times.push(daemon.change(&file, &text(n))?);
+            let start = Instant::now();
+            applied.push(daemon.applied(Duration::ZERO, || daemon.replace(&file, &text(n)))?);
+            whole.push(start.elapsed().as_secs_f64() * 1e3);
         }
-        times.sort_by(f64::total_cmp);
-        let (median_ms, max_ms) =
-            (times.get(times.len() / 2).copied().unwrap_or(0.0), times.last().copied().unwrap_or(0.0));
-        println!(
-            "{name}: in force on every worker after {median_ms:.1} ms (longest of {}: {max_ms:.1})",
-            times.len()
-        );
-        changes.push(Change { name, median_ms, max_ms });
+        let row = |of: &str, runs: Vec<f64>| {
+            Row::of(format!("changed {name}, {of}"), "ms", percentile(&runs, 50), runs)
+        };
+        rows.push(row("from the file's rename", whole));
+        rows.push(row("from the source's new model", applied));
     }
+    rows.extend(swap::run(options, &daemon, &pods, &dir.join("manifests"))?);
+    rows.iter().for_each(Row::print);
     if let Some(path) = &options.json {
-        let report = Report { options, ready_s, memory_mib, changes };
-        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
+        rows::write(path, &rows)?;
     }
     Ok(())
 }
@@ -127,7 +129,21 @@ fn devices(node: &NetNs, pods: &NetNs, here: u32) -> Result<()> {
         node.ip(&format!("link set fp{n} up"))?;
         pods.ip(&format!("link set eth{n} up"))?;
     }
+    for (ours, theirs) in swap::DEVICES {
+        node.ip(&format!("link add {ours} type veth peer name {theirs} netns {}", pods.name()))?;
+        node.ip(&format!("link set {ours} up"))?;
+        pods.ip(&format!("link set {theirs} up"))?;
+        pods.exec(&format!("ethtool -K {theirs} tx off"))?;
+    }
     Ok(())
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    for (byte, part) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(part, 16).with_context(|| text.to_owned())?;
+    }
+    Ok(mac)
 }
 
 struct Folder(PathBuf);
@@ -147,6 +163,9 @@ struct Status {
     generation: u64,
     acked: u64,
     ports: u64,
+    /// Changes that came into force, and how long the last one took.
+    applied: u64,
+    applied_us: f64,
 }
 
 struct Daemon {
@@ -182,19 +201,14 @@ impl Daemon {
     }
 
     fn status(&self) -> Option<Status> {
-        let out = Command::new(&self.binary)
-            .arg("--state-dir")
-            .arg(self.dir.join("state"))
-            .args(["status", "-o", "json"])
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        let json: serde_json::Value = serde_json::from_slice(&out.stdout).ok()?;
+        let json = self.ask(&["status", "-o", "json"])?;
         Some(Status {
             ready: json.get("ready")?.as_bool()?,
             generation: json.get("generation")?.as_u64()?,
             acked: json.get("acked_generation")?.as_u64()?,
             ports: u64::try_from(json.get("ports")?.as_array()?.len()).ok()?,
+            applied: json.pointer("/applied/count")?.as_u64()?,
+            applied_us: json.pointer("/applied/last_us")?.as_f64()?,
         })
     }
 
@@ -208,27 +222,55 @@ impl Daemon {
                     let log = std::fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default();
                     bail!("the daemon does not get there: {status:?}\n{log}");
                 }
-                _ => std::thread::sleep(Duration::from_millis(1)),
+                _ => std::thread::sleep(Duration::from_millis(5)),
             }
         }
     }
 
-    /// Changes a file at once, as an editor does; milliseconds until every worker forwards by it.
-    fn change(&self, file: &Path, text: &str) -> Result<f64> {
-        let before = self.wait(|s| s.generation == s.acked)?.generation;
+    /// Changes a file at once, as an editor does.
+    fn replace(&self, file: &Path, text: &str) -> Result<()> {
         let draft = self.dir.join("draft");
         std::fs::write(&draft, text)?;
-        let start = Instant::now();
-        std::fs::rename(&draft, file)?;
-        self.wait(|s| s.generation > before && s.acked >= s.generation)?;
-        Ok(start.elapsed().as_secs_f64() * 1e3)
+        Ok(std::fs::rename(&draft, file)?)
     }
 
-    fn resident_mib(&self) -> Result<u64> {
+    /// Makes a change; milliseconds from the source's new model to the last worker's acknowledgement, by the daemon's
+    /// own clock. Whether it is so is asked after `pause`: asking costs what the daemon would have of its core.
+    fn applied(&self, pause: Duration, change: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let before = self.wait(|s| s.generation == s.acked)?.applied;
+        change()?;
+        std::thread::sleep(pause);
+        let after = self.wait(|s| s.applied > before && s.acked >= s.generation)?;
+        Ok(after.applied_us / 1e3)
+    }
+
+    /// Drops by name, as one line.
+    fn drops(&self) -> Result<String> {
+        let out = self.ask(&["show", "drops", "-o", "json"]).context("show drops")?;
+        let rows = out.as_array().cloned().unwrap_or_default();
+        let some = rows.iter().filter_map(|r| {
+            let (reason, packets) = (r.get("reason")?.as_str()?, r.get("packets")?.as_u64()?);
+            (packets > 0).then(|| format!("{reason} {packets}"))
+        });
+        Ok(some.collect::<Vec<_>>().join(", "))
+    }
+
+    fn ask(&self, words: &[&str]) -> Option<serde_json::Value> {
+        let out = Command::new(&self.binary)
+            .arg("--state-dir")
+            .arg(self.dir.join("state"))
+            .args(words)
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
+        serde_json::from_slice(&out.stdout).ok()
+    }
+
+    fn resident_mib(&self) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kib / 1024)
+        let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib / 1024.0)
     }
 }
 

@@ -12,10 +12,12 @@ use fastpath::io::frame::HEADROOM;
 use fastpath::io::xsk::{self, OpenConfig, Umem, XskError, XskPort};
 use fastpath::packet::{Mac, PortId};
 use fastpath::snapshot::PortRole;
+use fastpath_xdp::outbox::Sender;
 use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
 
 use crate::compile::Port;
 use crate::model::ObjectName;
+use crate::netdev::features::RedirectTargets;
 use crate::netdev::{self, Link, LinkKind, NetView, Plan, Prepared, Preparer};
 
 /// A device that should be a port.
@@ -90,6 +92,9 @@ pub struct Attached {
     /// What the device could not be given; the dataplane works without.
     pub notes: Vec<String>,
     prepared: Vec<Prepared>,
+    /// Whether it is a veth, and takes redirected frames.
+    veth: bool,
+    target: bool,
 }
 
 impl Attached {
@@ -125,6 +130,10 @@ pub struct Attacher {
     pub redirect: Redirect,
     umem: Umem,
     preparer: Preparer,
+    /// What the workers' outboxes send by.
+    #[expect(dead_code, reason = "kept for its drop")]
+    senders: Vec<Sender>,
+    targets: Option<RedirectTargets>,
     config: AttachConfig,
     attached: BTreeMap<Arc<str>, Attached>,
     /// Devices whose sockets could not be opened at the last attempt.
@@ -142,6 +151,7 @@ impl Attacher {
         umem: Umem,
         redirect: Redirect,
         preparer: Preparer,
+        senders: Vec<Sender>,
         config: AttachConfig,
     ) -> Self {
         Self {
@@ -149,6 +159,9 @@ impl Attacher {
             redirect,
             umem,
             preparer,
+            // A kernel that does not tell sends by sockets.
+            targets: if senders.is_empty() { None } else { RedirectTargets::open().ok() },
+            senders,
             config,
             attached: BTreeMap::new(),
             refused: BTreeSet::new(),
@@ -192,6 +205,7 @@ impl Attacher {
             }
         }
         self.refused.retain(|name| wanted.contains_key(name));
+        let before = self.attached.len();
         for (name, wanted) in wanted {
             match self.attached.get_mut(name.as_str()) {
                 Some(attached) => {
@@ -208,6 +222,9 @@ impl Attacher {
                     }
                 },
             }
+        }
+        if self.attached.len() > before {
+            self.look_at_redirects();
         }
         problems
     }
@@ -246,12 +263,15 @@ impl Attacher {
                 peer_mac: wanted.peer_mac,
                 mtu: 0,
                 queues,
+                redirect: false,
             },
             wanted: wanted.clone(),
             mode,
             zero_copy: parts.zero_copy,
             notes,
             prepared: parts.prepared,
+            veth: link.kind == LinkKind::Veth,
+            target: false,
         };
         follow(&mut attached, view);
         tracing::info!(
@@ -291,6 +311,7 @@ impl Attacher {
                 // It carries the traffic of all pods: the first burst is not to be lost to the growing.
                 PortRole::Uplink | PortRole::Host => config.rx_ring,
             };
+            config.group = u32::try_from(self.worker_of(id, queue)).unwrap_or(0);
             if self.refused.contains(&link.name) {
                 config.wait = WAIT_AGAIN;
             }
@@ -302,12 +323,9 @@ impl Attacher {
                 |source| XskError::Open { ifname: config.ifname.clone(), queue, mode: config.mode, source };
             sockets.push(socket.map_err(failed)?);
         }
-        // Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
-        // as workers, each worker has one of its own to send by.
-        let workers = self.engine.workers();
         while let Some(port) = parts.ports.pop_front() {
             let queue = u16::try_from(parts.queues.len()).unwrap_or(u16::MAX);
-            let worker = (usize::from(id.0) + usize::from(queue)) % workers;
+            let worker = self.worker_of(id, queue.into());
             // First, so that the port is taken back also when the worker takes it late.
             parts.queues.push(u16::try_from(worker).unwrap_or(0));
             self.engine.add_port(worker, id, queue, Box::new(port))?;
@@ -323,12 +341,18 @@ impl Attacher {
         Ok((mode, parts.queues.clone()))
     }
 
+    /// Queue 0 receives most: it goes to another worker for each port, and where there are as many queues
+    /// as workers, each worker has one of its own to send by.
+    fn worker_of(&self, id: PortId, queue: u32) -> usize {
+        (usize::from(id.0) + usize::try_from(queue).unwrap_or(0)) % self.engine.workers().max(1)
+    }
+
     /// Frames a pod's queue gets to begin with: so many that a first burst finds room on a node of few pods, and so
-    /// few, the more there are, that 250 quiet pods hold about half of all.
+    /// few, the more there are, that 250 quiet pods hold two thirds of all.
     fn pod_fill_start(&self) -> u32 {
-        const FEW: usize = 8;
-        let ports = self.attached.len().max(FEW);
-        u32::try_from(self.config.frames / 8 / ports).unwrap_or(0)
+        let worker = self.config.frames / self.engine.workers().max(1);
+        let spared = worker / 8 / self.attached.len().max(1);
+        u32::try_from(spared.min(self.umem.arena_frames() / 32)).unwrap_or(0)
     }
 
     /// Brings both ends of the device into the state the mode needs; returns its queues.
@@ -404,6 +428,25 @@ impl Attacher {
         Ok(())
     }
 
+    /// Learns to which devices frames may be redirected; whether that has changed for one of ours.
+    ///
+    /// Only veths: other drivers send redirected frames by queues that they may not have for every core, and their
+    /// sockets' cost is not the one that the outbox saves. A pod that switches its GRO off loses its packets until
+    /// the next look.
+    pub fn look_at_redirects(&mut self) -> bool {
+        let Some(targets) = &mut self.targets else { return false };
+        let targets = targets.read().unwrap_or_default();
+        let mut changed = false;
+        for attached in self.attached.values_mut() {
+            let target = attached.veth && targets.contains(&attached.port.ifindex);
+            if core::mem::replace(&mut attached.target, target) != target {
+                attached.port.redirect = target;
+                changed = true;
+            }
+        }
+        changed
+    }
+
     /// A number no worker knows: one given back before the generation all workers have, else a new one.
     fn take_id(&mut self) -> Option<PortId> {
         let acked = self.engine.acked();
@@ -474,6 +517,8 @@ fn follow(attached: &mut Attached, view: &NetView) {
     let Some(link) = view.links.get(&port.ifindex) else { return };
     let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
     port.mtu = mtu;
+    // What is redirected to a device that is down is lost without a word; a socket says so.
+    port.redirect = attached.target && link.running;
     if let Some(mac) = link.mac {
         port.mac = mac;
     }

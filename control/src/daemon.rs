@@ -1,7 +1,7 @@
 //! The daemon: ties source, kernel view, attachment, compilation and publication together, on one thread.
 //!
 //! Everything that changes marks the state dirty; a pass of `Daemon::sync` then brings attachment, snapshot,
-//! pinhole and neighbours in line. Changes that come within `COALESCE` are one pass.
+//! pinhole and neighbours in line: at once after a while of quiet, else what comes within `COALESCE` is one pass.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -20,27 +20,31 @@ use crate::compile::{self, Compiled, Inputs, Overlay};
 use crate::config::{Config, OnFailure, XdpMode};
 use crate::explain::LiveExplainer;
 use crate::netdev::bound::bound_udp;
-use crate::netdev::{HostPair, NetView, NudState, ReservedPorts, Resolver, select_uplinks};
+use crate::netdev::{HostPair, NetView, NudState, Resolver, select_uplinks};
 use crate::source::{Severity, SourceState, Update};
 
+mod applied;
 mod asked;
 mod claims;
 mod cni;
 mod endpoints;
 mod enforced;
+#[cfg(test)]
+mod fixtures;
 mod health;
 mod health_ports;
 mod heartbeat;
 mod host;
 mod measure;
 mod pinhole;
+mod reserve;
 mod start;
 mod view;
 mod web;
 
 pub use start::run;
 
-/// How long changes are gathered before they are acted on.
+/// Shortest time from one pass to the next: changes that come meanwhile are gathered.
 const COALESCE: Duration = Duration::from_millis(10);
 /// How often the heartbeat is renewed, and workers' requests are read.
 const BEAT: Duration = Duration::from_millis(100);
@@ -58,13 +62,15 @@ struct Daemon {
     overlay: Overlay,
     started: Instant,
     attacher: Attacher,
+    /// Ports, routes, tunnels as compiled last.
+    kept: compile::Kept,
     /// Policies, services, source translation.
     tables: Tables,
     resolver: Resolver,
     /// The pair into the host's stack.
     host: Option<HostPair>,
-    /// Ports of translated sources, kept from the kernel.
-    reserved: Option<ReservedPorts>,
+    /// Ports kept from the kernel.
+    reserved: reserve::Reserved,
     /// What the source says.
     source: Arc<Update>,
     /// What the CNI plugin made here.
@@ -77,6 +83,8 @@ struct Daemon {
     net: Arc<NetView>,
     /// What the workers were last given.
     snapshot: Arc<Snapshot>,
+    /// How long changes take to be in force.
+    applied: applied::Applied,
     /// When the newest snapshot was published.
     published: Option<Instant>,
     /// When what the workers go by was read from the source.
@@ -126,7 +134,7 @@ impl Daemon {
             overlay: &self.overlay,
             generation,
         };
-        let Compiled { mut snapshot, neighbors, mut problems } = compile::compile(&inputs);
+        let Compiled { mut snapshot, neighbors, mut problems } = self.kept.compile(&inputs, &self.net);
         problems.extend(self.tables.fill(&self.update.model, &ports, &mut snapshot));
         self.compile_problems = problems;
         // What does not change forwarding makes no flow be decided again.
@@ -136,10 +144,14 @@ impl Daemon {
             self.attacher.engine.publish(Arc::clone(&self.snapshot));
             self.published = Some(Instant::now());
             tracing::debug!(generation = self.snapshot.generation, "published");
+            self.await_workers(Some(self.snapshot.generation));
+        } else {
+            self.await_workers(None);
         }
         self.kernel_problems.clear();
         self.open_pinhole();
         self.sync_host();
+        self.sync_reserved();
         self.resolver.want(neighbors.into_iter().chain(self.asked.iter()));
         let failed = self.resolver.maintain(&self.net);
         self.kernel_problems.extend(failed.into_iter().map(|e| e.to_string()));
@@ -148,6 +160,8 @@ impl Daemon {
         self.synced = Some(SystemTime::now());
         self.cni_synced();
         self.serve_health_ports();
+        self.tables.tidy();
+        self.applied.acked(self.attacher.engine.acked());
     }
 
     /// Drops, once, the pinned links of an earlier run that nothing took over.
@@ -245,6 +259,7 @@ impl Daemon {
         for e in self.resolver.maintain(&self.net) {
             tracing::debug!("{e}");
         }
+        self.applied.acked(self.attacher.engine.acked());
         let now = Instant::now();
         let mut dirty = self.asked.expire(&self.net, now);
         for Event::Resolve { port, addr } in self.attacher.engine.events() {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 mod api;
 mod checks;
-mod facts;
+pub(crate) mod facts;
 mod neighbours;
 mod networkd;
 #[cfg(test)]
@@ -107,6 +107,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "MTU", run: checks::mtu },
     Check { name: "rp_filter", run: checks::rp_filter },
     Check { name: "systemd-networkd", run: networkd::check },
+    Check { name: "packet buffers", run: checks::packet_buffers },
     Check { name: "reserved ports", run: checks::reserved_ports },
     Check { name: "network plugins", run: neighbours::plugins },
     Check { name: "kube-proxy", run: neighbours::kube_proxy },

@@ -15,6 +15,7 @@
 //! | [`http`] | the HTTP server: health, metrics, health checks of services |
 //! | [`metrics`] | what is counted, in the formats Prometheus reads |
 //! | [`doctor`] | `fastpath doctor`: may this node be switched over? |
+//! | [`tune`] | `fastpath tune`: a configuration for this machine |
 //! | [`install`] | `fastpath install-cni` |
 //! | [`api`] | the daemon's unix socket: server, client, types |
 //! | [`cli`] | the command line |
@@ -39,3 +40,4 @@ pub mod metrics;
 pub mod model;
 pub mod netdev;
 pub mod source;
+pub mod tune;

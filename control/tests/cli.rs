@@ -44,6 +44,41 @@ impl Drop for Folder {
     }
 }
 
+/// The printed file is one that the daemon takes, with and without a profile, also without any rights.
+#[test]
+fn tune_prints_a_configuration() {
+    let dir = Folder::new("tune");
+    for args in
+        [&["tune"][..], &["tune", "-o", "toml", "--profile", "throughput"], &["tune", "--profile", "small"]]
+    {
+        let o = fastpath(args);
+        assert_eq!((o.status.code(), err(&o)), (Some(0), String::new()), "{args:?}");
+        let text = out(&o);
+        assert!(text.starts_with("# Configuration of `fastpath run` for this machine"), "{text}");
+        assert!(text.contains("\n# Linux ") && text.contains("\n[workers]\n#"), "{text}");
+        let file = dir.file("tuned.toml", &text);
+        let checked = fastpath(&["config", "check", &file]);
+        assert_eq!(checked.status.code(), Some(0), "{}\n{text}", err(&checked));
+    }
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]).arg(BIN).args([
+        "tune",
+        "--profile",
+        "dense",
+        "-o",
+        "json",
+    ]);
+    let o = nobody.output().expect("setpriv (package util-linux) starts");
+    assert_eq!(o.status.code(), Some(0), "{}", err(&o));
+    let json: serde_json::Value = serde_json::from_slice(&o.stdout).expect("JSON");
+    assert_eq!(json["profile"], "dense");
+    assert!(json["machine"]["cores"].as_array().is_some_and(|c| !c.is_empty()), "{json:#}");
+    let settings = json["settings"].as_array().expect("settings");
+    assert!(settings.iter().all(|s| s["reason"].as_str().is_some_and(|r| !r.is_empty())), "{json:#}");
+    let file = dir.file("dense.toml", json["config"].as_str().expect("a file"));
+    assert_eq!(fastpath(&["config", "check", &file]).status.code(), Some(0));
+}
+
 #[test]
 fn config_check() {
     let dir = Folder::new("config");

@@ -103,7 +103,7 @@ fn every_object_is_known_to_the_api_and_fits_the_others() {
     let daemon = added(&pod.containers[0]).unwrap();
     assert!(!daemon.iter().any(|c| c == "SYS_ADMIN" || c == "DAC_OVERRIDE"), "{daemon:?}");
     let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
-    for mount in ["/sys/fs/bpf", "/run/fastpath", "/var/lib/fastpath", "/run/netns"] {
+    for mount in ["/sys/fs/bpf", "/run/fastpath", "/var/lib/fastpath", "/run/netns", "/dev/net"] {
         assert!(mounts.iter().any(|m| m.mount_path == mount), "{mount}");
     }
     // `fastpath doctor` in the pod looks at the node's folder.
@@ -125,11 +125,34 @@ fn rights_are_the_least() {
         }
     }
     given.sort();
-    let used = fastpath_control::source::kubernetes::rights();
+    let used = fastpath_control::source::kubernetes::rights(false);
     let mut used: Vec<_> =
         used.iter().map(|r| (r.group.to_owned(), r.resource.to_owned(), r.verb.to_owned())).collect();
     used.sort();
     assert_eq!(given, used);
+}
+
+/// The optional piece is what `source.node_condition` adds, for the account that the installation makes.
+#[test]
+fn the_node_condition_has_its_right_apart() {
+    let text = std::fs::read_to_string(shipped("configs/k8s/node-condition.yaml")).unwrap();
+    let documents = fastpath_control::source::documents(&text).unwrap();
+    let [role, binding] = documents.as_slice() else { panic!("{documents:?}") };
+    let (role, binding): (ClusterRole, ClusterRoleBinding) = (strict(role), strict(binding));
+    assert_eq!(Some(binding.role_ref.name), role.metadata.name);
+    let installed: ClusterRoleBinding = strict(&objects()["ClusterRoleBinding"]);
+    assert_eq!(binding.subjects, installed.subjects);
+    let with = fastpath_control::source::kubernetes::rights(true);
+    let without = fastpath_control::source::kubernetes::rights(false);
+    let [more] = with.iter().filter(|r| !without.contains(r)).collect::<Vec<_>>()[..] else {
+        panic!("{with:?}")
+    };
+    let [rule] = &role.rules.unwrap()[..] else { panic!("one rule") };
+    assert_eq!(rule.api_groups, Some(vec![more.group.to_owned()]));
+    assert_eq!(
+        (&rule.resources, &rule.verbs),
+        (&Some(vec![more.resource.to_owned()]), &vec![more.verb.to_owned()])
+    );
 }
 
 /// The embedded configuration is one, and says what the DaemonSet relies on.

@@ -143,7 +143,7 @@ proptest! {
             let [a, b] = [(); 2].map(|()| compile(&model, scope.clone()));
             prop_assert_eq!(&a.endpoints, &b.endpoints);
             prop_assert_eq!(a.rules.iter().collect::<Vec<_>>(), b.rules.iter().collect::<Vec<_>>());
-            for (pod, group) in &a.endpoints {
+            for (pod, group) in a.endpoints.iter() {
                 let own: Vec<IpAddr> = model.pods[pod].addresses.clone();
                 for peer in probe_addresses(&world) {
                     prop_assert_eq!(a.table.peers.lookup(peer.into()), b.table.peers.lookup(peer.into()));

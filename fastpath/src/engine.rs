@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use crossbeam::queue::ArrayQueue;
 
 pub use crate::graph::Event;
+use crate::io::xsk::Outbox;
 use crate::io::{Exchange, Frame, Pool, Port};
 use crate::packet::PortId;
 use crate::snapshot::Snapshot;
@@ -224,6 +225,14 @@ impl Engine {
             return Err(EngineError::NoSuchWorker { worker });
         }
         self.ask(worker, Command::Add { id, queue, port }).map(drop)
+    }
+
+    /// Has a worker send full vectors by `outbox`.
+    ///
+    /// # Errors
+    /// When there is no such worker or it does not answer.
+    pub fn give_outbox(&self, worker: usize, outbox: Outbox) -> Result<(), EngineError> {
+        self.ask(worker, Command::Outbox(Box::new(outbox))).map(drop)
     }
 
     /// Closes a port that no worker has; its frames go to the workers, but for those that its device may be reading

@@ -4,6 +4,7 @@
 //! older one is re-evaluated before they are used.
 #![forbid(unsafe_code)]
 
+use core::num::NonZeroU32;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -13,6 +14,7 @@ use crate::stats::RuleCounters;
 use crate::tables::Lpm;
 use crate::tables::policy::{GroupId, PolicyTable};
 use crate::tables::service::ServiceTable;
+use crate::wire::vxlan::{OuterRepr, Prepared};
 
 /// The state of the node's world that workers forward by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,6 +157,9 @@ pub struct PortInfo {
     pub group: Option<GroupId>,
     /// Who owns each of the device's queues: worker number by queue; packets for the port go to one of them.
     pub queues: Vec<u16>,
+    /// The device's index, if frames may be redirected to it, so that a worker's
+    /// [`Outbox`](crate::io::xsk::Outbox) may send there.
+    pub redirect: Option<NonZeroU32>,
 }
 
 /// Where packets for a prefix go.
@@ -205,6 +210,45 @@ pub struct Tunnel {
     pub next_hop: u16,
     /// MTU of inner packets.
     pub mtu: u16,
+    /// Its headers, as far as they are the same for every packet, over IPv4: see [`Tunnel::prepared`].
+    pub headers: Option<Prepared>,
+}
+
+impl Tunnel {
+    /// TTL and hop limit of outer headers.
+    const TTL: u8 = 64;
+
+    /// With its headers made: without them each packet's are made from the fields above, which costs more.
+    #[must_use]
+    pub fn prepared(mut self) -> Self {
+        self.headers = Prepared::new(&self.outer());
+        self
+    }
+
+    /// The headers of a packet into this tunnel but for what differs from packet to packet, which is zero, and the
+    /// outer link's addresses.
+    #[inline]
+    #[must_use]
+    pub fn outer(&self) -> OuterRepr {
+        OuterRepr {
+            src_mac: Mac::default(),
+            dst_mac: Mac::default(),
+            src: self.local,
+            dst: self.remote,
+            src_port: 0,
+            dst_port: self.port,
+            vni: self.vni,
+            tos: 0,
+            ttl: Self::TTL,
+            df: false,
+            ident: 0,
+            inner_src_mac: self.src_mac,
+            inner_dst_mac: self.dst_mac,
+            inner_v6: false,
+            inner_len: 0,
+            udp6_checksum: false,
+        }
+    }
 }
 
 /// Settings workers follow; each is a config key.

@@ -107,6 +107,12 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Packets handed to another worker for transmission.
     pub handoffs: Counter,
+    /// Calls by which packets for many ports were sent at once.
+    pub outbox_calls: Counter,
+    /// Packets sent by such calls.
+    pub outbox_packets: Counter,
+    /// Such calls that failed; the sockets sent then.
+    pub outbox_errors: Counter,
     /// ICMP errors sent.
     pub icmp_errors: Counter,
     /// ARP replies and neighbour advertisements sent.
@@ -141,6 +147,9 @@ impl Default for WorkerStats {
             loops: Counter::default(),
             sleeps: Counter::default(),
             handoffs: Counter::default(),
+            outbox_calls: Counter::default(),
+            outbox_packets: Counter::default(),
+            outbox_errors: Counter::default(),
             icmp_errors: Counter::default(),
             neighbor_replies: Counter::default(),
             flows_installed: Counter::default(),

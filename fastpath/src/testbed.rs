@@ -91,6 +91,7 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
         addrs,
         group: None,
         queues: vec![0],
+        redirect: None,
     };
     let mut ports = vec![Some(port("uplink", PortRole::Uplink, 0, vec![], 1500))];
     let mut snap = Snapshot { generation: 1, ..Snapshot::default() };
@@ -110,17 +111,21 @@ pub fn snapshot(this: u8, underlay_is: Underlay) -> Snapshot {
         .to_vec();
     let hop = |family: bool| u16::from(family);
     if underlay_is.encap {
-        snap.tunnels = vec![Tunnel {
-            node: format!("node{other}").as_str().into(),
-            local: underlay(v6, this),
-            remote: underlay(v6, other),
-            vni: 4096,
-            port: 4789,
-            src_mac: Mac([2, 0xfb, 0, 0, 0, this]),
-            dst_mac: Mac([2, 0xfb, 0, 0, 0, other]),
-            next_hop: hop(v6),
-            mtu: 1500 - overhead,
-        }];
+        snap.tunnels = vec![
+            Tunnel {
+                node: format!("node{other}").as_str().into(),
+                local: underlay(v6, this),
+                remote: underlay(v6, other),
+                vni: 4096,
+                port: 4789,
+                src_mac: Mac([2, 0xfb, 0, 0, 0, this]),
+                dst_mac: Mac([2, 0xfb, 0, 0, 0, other]),
+                next_hop: hop(v6),
+                mtu: 1500 - overhead,
+                headers: None,
+            }
+            .prepared(),
+        ];
         snap.vteps.insert(underlay(v6, other), 0);
         snap.node_tunnels.extend([false, true].map(|family| (underlay(family, other), 0)));
     }
@@ -171,6 +176,7 @@ pub fn add_host(snap: &mut Snapshot) {
         addrs: Vec::new(),
         group: None,
         queues: vec![0],
+        redirect: None,
     };
     if let Some(slot) = snap.ports.get_mut(at) {
         *slot = Some(port);

@@ -12,7 +12,7 @@ use fastpath::graph::DropReason;
 use fastpath::packet::Ip;
 use fastpath::stats::RuleCounters;
 use fastpath::tables::policy::{
-    Cell, ClassId, Direction, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, PortFn, Rows, RuleId,
+    Cell, ClassId, Direction, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, Row, Rows, RuleId,
 };
 use fastpath::tables::service::Backend;
 use fastpath::testbed::{Bed, UPLINK, from_pod, pod, pod_port, settle, underlay};
@@ -41,12 +41,9 @@ fn isolate(bed: &Bed, n: u8, direction: Direction, peers: &[Ip]) {
     for peer in peers {
         table.peers.insert(*peer, PeerInfo { class: ClassId(1), node: NodeIndex::NONE });
     }
-    let row = |cell| PortFn::constant(cell);
-    let matrix = Matrix::new(
-        0,
-        Rows::from_iter([(ClassId(1), 1)]),
-        vec![row(Cell::deny(ISOLATED)), row(Cell::allow(ALLOWED))],
-    );
+    let closed = Cell::deny(ISOLATED);
+    let rows = Rows::from_iter([(ClassId(1), Row::all(Cell::allow(ALLOWED)))]);
+    let matrix = Matrix::new(closed, Row::all(closed), rows, Vec::new());
     table.groups = vec![group(None), group(Some(matrix))];
     bed.publish(|s| {
         s.policy = table;

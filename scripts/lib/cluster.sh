@@ -234,8 +234,8 @@ slices_made() {
 }
 
 mistake_told() {
-    kubectl -n demo get events --field-selector=reason=NotInForce -o jsonpath='{range .items[*]}{.reason}: {.message}{"\n"}{end}' |
-        grep -F fastpath.io/mac
+    kubectl -n default get events --field-selector=reason=NotInForce -o jsonpath='{range .items[*]}{.reason}: {.message}{"\n"}{end}' |
+        grep -F fastpath.io/vtep-mac
 }
 # shellcheck disable=SC2034 # used by demo.sh
 POLICY_PLACE='policy demo/db-from-web'

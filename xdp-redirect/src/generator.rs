@@ -23,18 +23,20 @@ const BATCH: u32 = 64;
 /// How frames differ, beyond the frame given.
 ///
 /// The n-th frame is of flow `n % flows`. The flow's number modulo `ports` is added to the source port,
-/// the rest of it to the source address; checksums follow.
+/// the rest of it to the source address, or the destination address; checksums follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flows {
     /// Distinct flows, at least 1.
     pub flows: u32,
-    /// Distinct source ports, at least 1; there are `flows / ports` source addresses.
+    /// Distinct source ports, at least 1; there are `flows / ports` addresses.
     pub ports: u16,
+    /// Whether it is the destination address that differs.
+    pub to_many: bool,
 }
 
 impl Default for Flows {
     fn default() -> Self {
-        Self { flows: 1, ports: 1 }
+        Self { flows: 1, ports: 1, to_many: false }
     }
 }
 
@@ -110,7 +112,7 @@ impl Generator {
 pub struct Sink {
     object: TrafficObject,
     mode: Mode,
-    _link: FdLink,
+    links: Vec<FdLink>,
 }
 
 impl Sink {
@@ -121,7 +123,17 @@ impl Sink {
     pub fn attach(name: &str, request: ModeRequest) -> Result<Self, XdpError> {
         let mut object = TrafficObject::load()?;
         let (link, mode) = attach::attach_program(&mut object.ebpf, "count", index(name)?, name, request)?;
-        Ok(Self { object, mode, _link: link })
+        Ok(Self { object, mode, links: vec![link] })
+    }
+
+    /// Counts what the device `name` receives too.
+    ///
+    /// # Errors
+    /// As [`Sink::attach`].
+    pub fn also(&mut self, name: &str, request: ModeRequest) -> Result<(), XdpError> {
+        let (link, _) = attach::attach_program(&mut self.object.ebpf, "count", index(name)?, name, request)?;
+        self.links.push(link);
+        Ok(())
     }
 
     /// The mode it runs in.
@@ -201,6 +213,8 @@ fn template(frame: &[u8], flows: Flows) -> Result<Template, String> {
         Some(17) => l4 + 6,
         _ => return Err(no_ports),
     };
+    // The sum of the header's halves is the same whichever address differs.
+    let addr = if flows.to_many { l4 - 4 } else { addr };
     template.addr_offset = addr;
     template.addr = u32_at(addr).ok_or_else(|| no_ports.clone())?;
     template.port_offset = l4;

@@ -32,6 +32,7 @@ unsafe impl Pod for Template {}
 unsafe impl Pod for SinkCount {}
 
 static REDIRECT: &[u8] = aya::include_bytes_aligned!("../obj/redirect.o");
+static OUTBOX: &[u8] = aya::include_bytes_aligned!("../obj/outbox.o");
 static TRAFFIC: &[u8] = aya::include_bytes_aligned!("../obj/traffic.o");
 
 /// Sizes of the maps whose size is configured, in entries.
@@ -108,6 +109,35 @@ impl TrafficObject {
         load_program(&mut ebpf, "count")?;
         Ok(Self { template: take(&mut ebpf, "TEMPLATE")?, sink: take(&mut ebpf, "SINK")?, ebpf })
     }
+}
+
+/// The sending object: its program loaded, attached nowhere, and its map.
+pub(crate) struct OutboxObject {
+    pub(crate) ebpf: Ebpf,
+    pub(crate) memory: MapData,
+}
+
+impl OutboxObject {
+    pub(crate) fn load() -> Result<Self, XdpError> {
+        let mut ebpf = EbpfLoader::new().load(OUTBOX).map_err(|error| XdpError::Load(Box::new(error)))?;
+        load_program(&mut ebpf, "send")?;
+        match ebpf.take_map("OUTBOX") {
+            Some(Map::Array(memory)) => Ok(Self { ebpf, memory }),
+            _ => Err(XdpError::Missing { kind: "map", name: "OUTBOX" }),
+        }
+    }
+}
+
+impl fmt::Debug for OutboxObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutboxObject").field("ebpf", &self.ebpf).finish_non_exhaustive()
+    }
+}
+
+/// Puts the calling thread into a new network namespace.
+pub(crate) fn leave_namespace() -> std::io::Result<()> {
+    // SAFETY: only the network namespace changes; the thread goes on sharing memory, files and the rest.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.map_err(Into::into)
 }
 
 /// The XDP program `name` of the object.

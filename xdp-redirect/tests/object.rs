@@ -23,8 +23,10 @@ fn sources_are_those_that_the_objects_were_built_from() {
         .unwrap()
         .map(|entry| format!("ebpf/src/{}", entry.unwrap().file_name().display()))
         .collect();
-    sources
-        .extend(["src/abi.rs", "src/abi_traffic.rs", "ebpf/Cargo.toml", "ebpf/Cargo.lock"].map(String::from));
+    sources.extend(
+        ["src/abi.rs", "src/abi_outbox.rs", "src/abi_traffic.rs", "ebpf/Cargo.toml", "ebpf/Cargo.lock"]
+            .map(String::from),
+    );
     names.sort_unstable();
     sources.sort_unstable();
     assert_eq!(names, sources, "run scripts/build-xdp.sh");
@@ -58,4 +60,5 @@ fn the_loader_can_move_between_threads() {
     sendable::<fastpath_xdp::Redirect>();
     sendable::<fastpath_xdp::generator::Generator>();
     sendable::<fastpath_xdp::generator::Sink>();
+    sendable::<fastpath_xdp::outbox::Sender>();
 }

@@ -55,7 +55,7 @@ fn what_cannot_be_sent_is_refused() {
         let error = generator.send(&vec![0; size], 1).unwrap_err();
         assert!(matches!(error, XdpError::Generate { .. }), "{size}: {error}");
     }
-    generator.set_flows(Flows { flows: 2, ports: 2 });
+    generator.set_flows(Flows { flows: 2, ports: 2, to_many: false });
     let arp = frames::ethernet(0x0806, &[0; 46]);
     assert!(matches!(generator.send(&arp, 1).unwrap_err(), XdpError::Generate { .. }));
     sh("ip link del va");
@@ -127,7 +127,7 @@ fn flows_vary_ports_and_addresses_with_right_checksums() {
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let frame = udp(src, dst, mac, checksum);
         // Ten addresses with five ports each; both counts run over a byte or word boundary.
-        generator.set_flows(Flows { flows: 50, ports: 5 });
+        generator.set_flows(Flows { flows: 50, ports: 5, to_many: false });
         let mut seen = BTreeMap::<SocketAddr, u32>::new();
         for _ in 0..8 {
             generator.send(&frame, 25).unwrap();

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,12 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Daemon {
     child: Child,
     pins: String,
+    state: PathBuf,
 }
 
 impl Daemon {
-    /// Starts it and waits until both pods are attached.
-    pub(crate) fn start(topology: &Topology, binary: &Path) -> Result<Self> {
+    /// Starts it, with these keys of `[workers]` too, and waits until all pods are attached.
+    pub(crate) fn start(topology: &Topology, binary: &Path, workers: &str) -> Result<Self> {
         let dir = topology.dir.display();
         let (config, state) = (topology.dir.join("fastpath.toml"), topology.dir.join("state"));
         let pins = format!("/sys/fs/bpf/{}{}", super::netns::PREFIX, std::process::id());
@@ -32,7 +33,7 @@ impl Daemon {
             "[node]\nname = \"node-1\"\n[daemon]\nstate_dir = \"{dir}/state\"\n[source]\nkind = \"directory\"\n\
              path = \"{dir}/manifests\"\n[xdp]\nmode = \"native\"\npin_dir = \"{pins}\"\n[uplink]\n\
              interfaces = [\"up0\"]\n[overlay]\nencap = \"vxlan\"\nfamily = \"ipv4\"\nvni = 4096\n[workers]\n\
-             cores = [1]\n"
+             cores = [1]\n{workers}[flow]\nentries_v4 = 4194304\n[http]\nlisten = \"\"\n[services]\ncidrs = [\"10.96.0.0/16\"]\n"
         );
         std::fs::write(&config, text)?;
         let log = topology.dir.join("daemon.log");
@@ -48,7 +49,7 @@ impl Daemon {
             .stderr(out)
             .spawn()
             .context("setpriv and nsenter of util-linux")?;
-        let mut daemon = Self { child, pins };
+        let mut daemon = Self { child, pins, state: state.clone() };
         let end = Instant::now() + LIMIT;
         loop {
             let shown = Command::new(binary)
@@ -58,7 +59,7 @@ impl Daemon {
                 .stdin(Stdio::null())
                 .output()?;
             let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-            if shown.matches("\"attached\"").count() == 2 {
+            if shown.matches("\"attached\"").count() == usize::from(topology.pods) + 3 {
                 return Ok(daemon);
             }
             if daemon.child.try_wait()?.is_some() || Instant::now() > end {
@@ -66,6 +67,18 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What `fastpath show runtime` says.
+    pub(crate) fn runtime(&self, binary: &Path) -> Result<String> {
+        let out =
+            Command::new(binary).arg("--state-dir").arg(&self.state).args(["show", "runtime"]).output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     fn end(&mut self) -> Result<()> {

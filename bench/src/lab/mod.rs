@@ -1,20 +1,28 @@
-//! Measures the dataplane and the kernel in turn on one topology, and reports the ratios.
+//! Measures the dataplane and its peers in turn on one topology, and reports the ratios.
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod frame;
+mod latency;
+mod manifests;
 pub(crate) mod netns;
-mod report;
+mod peers;
+mod rows;
 mod topology;
 mod traffic;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::results;
+use latency::Trips;
 pub(crate) use netns::clean;
-use report::Comparison;
-use topology::{Path, Topology};
+use peers::{Peer, Running};
+use topology::{MOST_PODS, Topology};
+use traffic::{Run, Workload};
 
 /// What `fastpath-bench lab` takes.
 #[derive(Debug, clap::Args)]
@@ -22,49 +30,76 @@ pub(crate) struct Options {
     /// Also writes the results to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Rounds; in each, every contender is measured once on every path.
+    /// Rounds; in each, every peer is measured once with everything it takes.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Milliseconds of traffic of each measurement.
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     millis: u64,
     /// Frames the generator sends at a time, at most 4096.
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: u32,
+    /// Only peers whose name has this in it; the dataplane is always one of them.
+    #[arg(long)]
+    peer: Option<String>,
+    /// Only traffic whose name has this in it.
+    #[arg(long)]
+    traffic: Option<String>,
+    /// Leave out the part with one pod, the one about latency, the one with 250 pods.
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<Part>,
     /// The daemon.
     #[arg(long, default_value = "target/release/fastpath")]
     daemon: PathBuf,
 }
 
-/// Who forwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contender {
-    /// The daemon, its worker on core 1.
-    Fastpath,
-    /// The kernel, where the packets arrive: on the generator's core.
-    Kernel,
-    /// The kernel, with receive packet steering to core 1.
-    KernelSteered,
+/// Parts of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Rates,
+    Latency,
+    Pods,
 }
 
-impl Contender {
-    const ALL: [Self; 3] = [Self::Fastpath, Self::Kernel, Self::KernelSteered];
+/// What goes from one pod.
+const WORKLOADS: [Workload; 8] = [
+    Workload::SMALL,
+    Workload::Pods(512),
+    Workload::Pods(1464),
+    Workload::Imix,
+    Workload::Known,
+    Workload::Service,
+    Workload::Sockets,
+    Workload::Vxlan,
+];
+/// What goes to many pods, each against the first.
+const SPREADS: [Workload; 7] = [
+    Workload::Spread(1),
+    Workload::Spread(10),
+    Workload::Spread(100),
+    Workload::Spread(MOST_PODS),
+    Workload::Flows(1000),
+    Workload::Flows(64_000),
+    Workload::Flows(1_000_000),
+];
 
-    fn name(self, path: Path) -> &'static str {
-        match (self, path) {
-            (Self::Fastpath, _) => "fastpath",
-            (Self::Kernel, Path::SameNode) => "kernel routing",
-            (Self::Kernel, Path::Vxlan) => "kernel vxlan",
-            (Self::KernelSteered, Path::SameNode) => "kernel routing, steered to core 1",
-            (Self::KernelSteered, Path::Vxlan) => "kernel vxlan, steered to core 1",
-        }
-    }
+/// All that was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    runs: BTreeMap<(Peer, Workload), Vec<Run>>,
+    /// Of each peer, without and with other traffic.
+    trips: BTreeMap<(Peer, bool), Vec<Trips>>,
+    /// Per cent of a core, with 250 idle pods.
+    idle: Vec<f64>,
+    skipped: BTreeMap<Peer, String>,
+    /// Mpps that generator and sink do without a forwarder.
+    ceiling: f64,
 }
 
 /// Makes the topology, measures, reports, and removes everything.
 ///
 /// # Errors
-/// When something cannot be set up, or a contender delivers nothing.
+/// When something cannot be set up, or the dataplane delivers nothing.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces and XDP need root");
     ensure!(
@@ -72,46 +107,147 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "the generator and the worker need a core each"
     );
     let daemon = options.daemon.canonicalize().with_context(|| format!("{}", options.daemon.display()))?;
+    let lab = Lab { options, daemon, time: Duration::from_millis(options.millis) };
     clean();
-    let topology = Topology::create()?;
-    let time = Duration::from_millis(options.millis);
-    let ceiling = traffic::ceiling(&topology, time, options.batch)?;
-    println!(
-        "no forwarder: {:.3} Mpps delivered of {:.3} sent, {:.0} % asleep",
-        ceiling.delivered,
-        ceiling.sent,
-        ceiling.asleep * 100.0
-    );
-    let mut comparisons = Path::ALL.map(Comparison::new);
-    for round in 1..=options.rounds {
-        for contender in Contender::ALL {
-            // Held during the measurements.
-            let _daemon = if contender == Contender::Fastpath {
-                topology.leave_kernel()?;
-                Some(daemon::Daemon::start(&topology, &daemon)?)
-            } else {
-                topology.forward_by_kernel(contender == Contender::KernelSteered)?;
-                None
-            };
-            for comparison in &mut comparisons {
-                let path = comparison.path;
-                let run = traffic::measure(&topology, path, time, options.batch)?;
-                let name = contender.name(path);
-                println!(
-                    "round {round}: {}: {name}: {:.3} Mpps delivered of {:.3} sent, {:.0} % asleep",
-                    path.name(),
-                    run.delivered,
-                    run.sent,
-                    run.asleep * 100.0
-                );
-                ensure!(run.delivered > 0.0, "{name} delivered nothing");
-                comparison.add(contender, run);
-            }
+    let mut all = Measured::default();
+    let with = |part| !options.without.contains(&part);
+    if with(Part::Rates) || with(Part::Latency) {
+        let topology = Topology::create(1)?;
+        if with(Part::Rates) {
+            lab.rates(&topology, &mut all)?;
+        }
+        if with(Part::Latency) {
+            lab.latency(&topology, &mut all)?;
         }
     }
-    report::print(&comparisons, ceiling.delivered);
-    if let Some(file) = &options.json {
-        report::write(file, options, &comparisons, ceiling.delivered)?;
+    if with(Part::Pods) {
+        lab.pods(&Topology::create(MOST_PODS)?, &mut all)?;
     }
+    let rows = rows::of(&all);
+    if let Some(file) = &options.json {
+        results::write(file, &rows)?;
+    }
+    print!("\n{}", results::table(&rows));
     Ok(())
+}
+
+struct Lab<'a> {
+    options: &'a Options,
+    daemon: PathBuf,
+    time: Duration,
+}
+
+impl Lab<'_> {
+    /// Whether a peer is among those asked for.
+    fn wants(&self, peer: Peer) -> bool {
+        peer == Peer::Fastpath || self.options.peer.as_ref().is_none_or(|part| peer.name().contains(part))
+    }
+
+    /// Packets a second, from one pod.
+    fn rates(&self, topology: &Topology, all: &mut Measured) -> Result<()> {
+        let ceiling = traffic::ceiling(topology, self.time, self.options.batch)?;
+        println!("no forwarder: {:.3} Mpps delivered of {:.3} sent", ceiling.delivered, ceiling.sent);
+        all.ceiling = ceiling.delivered;
+        for round in 1..=self.options.rounds {
+            for peer in Peer::ALL {
+                let takes: Vec<Workload> = WORKLOADS.into_iter().filter(|w| peer.takes(*w)).collect();
+                self.turn(topology, round, peer, &takes, all)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One peer's turn; a peer that does not start, or delivers nothing, has no other.
+    fn turn(
+        &self,
+        topology: &Topology,
+        round: u32,
+        peer: Peer,
+        workloads: &[Workload],
+        all: &mut Measured,
+    ) -> Result<()> {
+        let asked = |w: &&Workload| self.options.traffic.as_ref().is_none_or(|part| w.name().contains(part));
+        if !self.wants(peer) || all.skipped.contains_key(&peer) || !workloads.iter().any(|w| asked(&w)) {
+            return Ok(());
+        }
+        let running = match peer.start(topology, &self.daemon) {
+            Ok(running) => running,
+            Err(error) if peer == Peer::Fastpath => return Err(error),
+            Err(error) => {
+                println!("{}: skipped: {error:#}", peer.name());
+                all.skipped.insert(peer, format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        for workload in workloads.iter().filter(asked) {
+            let run = traffic::measure(topology, *workload, self.time, self.options.batch)?;
+            let name = peer.name();
+            println!(
+                "round {round}: {}: {name}: {:.3} Mpps delivered of {:.3} sent, {:.0} % asleep",
+                workload.name(),
+                run.delivered,
+                run.sent,
+                run.asleep * 100.0
+            );
+            if run.delivered <= 0.0 {
+                ensure!(peer != Peer::Fastpath, "{name} delivered nothing");
+                all.skipped.insert(peer, "it delivered nothing".to_owned());
+                break;
+            }
+            all.runs.entry((peer, *workload)).or_default().push(run);
+        }
+        if let (Running::Fastpath(daemon), true) =
+            (&running, std::env::var_os("FASTPATH_BENCH_RUNTIME").is_some())
+        {
+            println!("{}", daemon.runtime(&self.daemon)?);
+        }
+        Ok(())
+    }
+
+    /// Round trips, with and without other traffic: half of what the kernel with rules forwards at most.
+    fn latency(&self, topology: &Topology, all: &mut Measured) -> Result<()> {
+        let most = all.runs.get(&(Peer::Kernel, Workload::SMALL));
+        let load =
+            most.and_then(|runs| results::median(runs.iter().map(|r| r.delivered))).unwrap_or(0.8) / 2.0;
+        for round in 1..=self.options.rounds {
+            for peer in [Peer::Fastpath, Peer::Kernel, Peer::KernelRules(50)] {
+                if !self.wants(peer) {
+                    continue;
+                }
+                let _running = peer.start(topology, &self.daemon)?;
+                for loaded in [false, true] {
+                    let trips = latency::measure(topology, self.time * 2, loaded.then_some(load))?;
+                    println!(
+                        "round {round}: round trips, {}: {}: p50 {:.1} p99 {:.1} p99.9 {:.1} µs, {:.0}/s, {:.0} of a million lost",
+                        if loaded { "half load" } else { "no other traffic" },
+                        peer.name(),
+                        trips.p50,
+                        trips.p99,
+                        trips.p999,
+                        trips.rate,
+                        trips.lost
+                    );
+                    all.trips.entry((peer, loaded)).or_default().push(trips);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// With 250 pods: idle, and packets a second to more and more of them.
+    fn pods(&self, topology: &Topology, all: &mut Measured) -> Result<()> {
+        let running = daemon::Daemon::start(topology, &self.daemon, "")?;
+        std::thread::sleep(Duration::from_secs(2));
+        for _ in 0..2 {
+            let idle = latency::idle(running.id(), self.time.max(Duration::from_secs(2)) * 2)?;
+            println!("{} idle pods: the worker takes {idle:.3} % of a core", topology.pods);
+            all.idle.push(idle);
+        }
+        drop(running);
+        for round in 1..=self.options.rounds {
+            self.turn(topology, round, Peer::Fastpath, &SPREADS, all)?;
+            self.turn(topology, round, Peer::KernelRules(50), &[SPREADS[0], SPREADS[3]], all)?;
+        }
+        Ok(())
+    }
 }

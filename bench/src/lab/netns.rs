@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
+
+use crate::command;
 
 /// Names are `fpbench-<pid>-<name>`.
 pub(crate) const PREFIX: &str = "fpbench-";
@@ -87,23 +88,6 @@ impl Drop for NetNs {
             eprintln!("{error:#}");
         }
     }
-}
-
-/// Runs a program to its end; its standard output.
-pub(crate) fn command(program: &str, args: &[&str]) -> Result<String> {
-    let out = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{program} does not start"))?;
-    ensure!(
-        out.status.success(),
-        "{program} {}: {}: {}",
-        args.join(" "),
-        out.status,
-        String::from_utf8_lossy(&out.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 /// Removes namespaces, folders and pins of runs whose process is gone.

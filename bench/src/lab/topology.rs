@@ -1,69 +1,74 @@
-//! One node with two pods, and the far end of its uplink.
+//! One node with its pods, and the far end of its uplink.
 //!
 //! ```text
-//! pod a: eth0 ── fp-a │        │ up0 ── wire: eth0
-//! pod b: eth0 ── fp-b │  node  │
+//! pod a: eth0 ── fp-a │        │ up0 ── wire: eth0   counted
+//! pod c: eth0 ── fp-c │  node  │
+//! pod d: eth0 ── fp-d │        │ fp0 … fpN ── pods: e0 … eN   counted
 //! ```
+//!
+//! Pod a sends frames, pods c and d have sockets, the others (in one namespace) count and drop what they receive.
 #![forbid(unsafe_code)]
 
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use fastpath_xdp::attach::ModeRequest;
 use fastpath_xdp::generator::Sink;
 
+use super::manifests;
 use super::netns::NetNs;
 
 /// MAC address that pods send to, whoever forwards.
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0xee; 6];
 const GATEWAY_TEXT: &str = "ee:ee:ee:ee:ee:ee";
-const VTEP_LOCAL: &str = "66:77:00:04:00:01";
-const VTEP_REMOTE: &str = "66:77:00:04:00:02";
+const GATEWAY: &str = "169.254.1.1";
+pub(super) const VTEP_LOCAL: &str = "66:77:00:04:00:01";
+pub(super) const VTEP_REMOTE: &str = "66:77:00:04:00:02";
+/// MTU of pods, which is what VXLAN over IPv4 leaves of 1500.
+pub(crate) const POD_MTU: usize = 1450;
+/// Sends frames.
+pub(crate) const SENDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
+/// Ask and answer.
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
+pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 12);
+/// A pod of the other node.
+pub(crate) const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 77, 4, 11);
+/// Address of the service whose backend is the first pod that counts.
+pub(crate) const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// Most pods that count.
+pub(crate) const MOST_PODS: u16 = 250;
 
-/// Which way the packets take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Path {
-    /// From a pod to another on the node.
-    SameNode,
-    /// From a pod into VXLAN on the uplink.
-    Vxlan,
-}
-
-impl Path {
-    /// All.
-    pub(crate) const ALL: [Self; 2] = [Self::SameNode, Self::Vxlan];
-
-    /// For reports.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::SameNode => "pod to pod on one node, 60 B",
-            Self::Vxlan => "pod to uplink in VXLAN, 60 B inside",
-        }
-    }
-
-    /// Destination address.
-    pub(crate) fn destination(self) -> [u8; 4] {
-        match self {
-            Self::SameNode => [10, 77, 1, 12],
-            Self::Vxlan => [10, 77, 2, 11],
-        }
-    }
+/// Address of the n-th pod that counts, from 0.
+pub(crate) fn pod_address(n: u16) -> Ipv4Addr {
+    let [high, low] = (n + 1).to_be_bytes();
+    Ipv4Addr::new(10, 77, 1 + high, low)
 }
 
 /// The namespaces; everything goes on drop.
 #[derive(Debug)]
 pub(crate) struct Topology {
-    /// Counts what pod b receives.
+    /// Counts what the pods receive.
     pub(crate) pod_sink: Sink,
     /// Counts what leaves by the uplink.
     pub(crate) wire_sink: Sink,
     /// Sends.
-    pub(crate) pod_a: NetNs,
+    pub(crate) sender: NetNs,
+    /// Asks.
+    pub(crate) client: NetNs,
+    /// Answers.
+    pub(crate) server: NetNs,
     /// Forwards.
     pub(crate) node: NetNs,
-    /// Configuration, manifests and log of the daemon.
+    /// Pods that count.
+    pub(crate) pods: u16,
+    /// Configuration, manifests and logs of who forwards.
     pub(crate) dir: PathBuf,
-    _others: [NetNs; 2],
+    sinks: NetNs,
+    _wire: NetNs,
     _folder: Folder,
 }
 
@@ -79,13 +84,14 @@ impl Drop for Folder {
 }
 
 impl Topology {
-    /// Makes namespaces, devices, addresses, neighbours and sinks.
-    pub(crate) fn create() -> Result<Self> {
+    /// Makes namespaces, devices, addresses, neighbours and sinks, with so many pods that count.
+    pub(crate) fn create(pods: u16) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("{}{}", super::netns::PREFIX, std::process::id()));
         std::fs::create_dir_all(dir.join("manifests"))?;
         let folder = Folder(dir.clone());
         let (node, wire) = (NetNs::create("node")?, NetNs::create("wire")?);
-        let (pod_a, pod_b) = (NetNs::create("a")?, NetNs::create("b")?);
+        let (sender, client, server) = (NetNs::create("a")?, NetNs::create("c")?, NetNs::create("d")?);
+        let sinks = NetNs::create("pods")?;
         node.sysctl("ipv4/ip_forward", "1")?;
         node.ip(&format!("link add up0 mtu 1500 type veth peer name eth0 mtu 1500 netns {}", wire.name()))?;
         node.ip("addr add 192.168.77.1/24 dev up0")?;
@@ -94,84 +100,84 @@ impl Topology {
         // A wire does not carry unfinished checksums.
         node.exec("ethtool -K up0 tx off")?;
         node.ip(&format!("neigh add 192.168.77.2 lladdr {} dev up0 nud permanent", wire.mac("eth0")?))?;
-        for (pod, name, host) in [(&pod_a, "a", 11), (&pod_b, "b", 12)] {
-            let ns = pod.name();
-            node.ip(&format!("link add fp-{name} mtu 1450 type veth peer name eth0 mtu 1450 netns {ns}"))?;
-            node.ip(&format!("link set fp-{name} address {GATEWAY_TEXT} up"))?;
-            pod.ip(&format!("addr add 10.77.1.{host}/32 dev eth0"))?;
-            pod.ip("link set eth0 up")?;
-            pod.exec("ethtool -K eth0 tx off")?;
-            node.ip(&format!("route add 10.77.1.{host} dev fp-{name}"))?;
-            // The sinks answer nobody.
-            node.ip(&format!(
-                "neigh add 10.77.1.{host} lladdr {} dev fp-{name} nud permanent",
-                pod.mac("eth0")?
-            ))?;
+        let (mut lines, mut inside) = (String::new(), String::new());
+        let pod = |lines: &mut String, host: &str, name: &str, ns: &NetNs, mac: &str, address| {
+            let _ = writeln!(
+                lines,
+                "link add {host} mtu {POD_MTU} address {GATEWAY_TEXT} type veth peer name {name} mtu {POD_MTU} \
+                 address {mac} netns {}\nlink set {host} up\nroute add {address} dev {host}\nneigh add {address} \
+                 lladdr {mac} dev {host} nud permanent",
+                ns.name()
+            );
+        };
+        for (name, ns, address) in
+            [("fp-a", &sender, SENDER), ("fp-c", &client, CLIENT), ("fp-d", &server, SERVER)]
+        {
+            pod(&mut lines, name, "eth0", ns, &mac_of(address), address);
         }
-        let sink = |ns: &NetNs| ns.run(|| Ok(Sink::attach("eth0", ModeRequest::Native)?));
-        let (pod_sink, wire_sink) = (sink(&pod_b)?, sink(&wire)?);
-        write_manifests(&dir, &[("a", 11, pod_a.mac("eth0")?), ("b", 12, pod_b.mac("eth0")?)])?;
-        Ok(Self { pod_sink, wire_sink, pod_a, node, dir, _others: [pod_b, wire], _folder: folder })
-    }
-
-    /// What counts at the end of a path.
-    pub(crate) fn sink(&self, path: Path) -> &Sink {
-        match path {
-            Path::SameNode => &self.pod_sink,
-            Path::Vxlan => &self.wire_sink,
+        for n in 0..pods {
+            let address = pod_address(n);
+            pod(&mut lines, &format!("fp{n}"), &format!("e{n}"), &sinks, &mac_of(address), address);
+            let _ = writeln!(inside, "link set e{n} up");
         }
-    }
-
-    /// Lets the kernel forward both paths; `steered`: on core 1, else where packets arrive.
-    pub(crate) fn forward_by_kernel(&self, steered: bool) -> Result<()> {
-        self.leave_kernel()?;
-        // Frames of the generator reach a veth only by NAPI, which GRO turns on in the absence of XDP.
-        self.node.exec("ethtool -K fp-a gro on")?;
-        self.node.ip(&format!(
-            "link add vx0 address {VTEP_LOCAL} mtu 1450 type vxlan id 4096 dstport 4789 local 192.168.77.1 \
-             dev up0 nolearning"
-        ))?;
-        self.node.ip("link set vx0 up")?;
-        self.node.ip(&format!("neigh add 169.254.64.2 lladdr {VTEP_REMOTE} dev vx0 nud permanent"))?;
-        self.node.ip("route add 10.77.2.0/24 via 169.254.64.2 dev vx0 onlink")?;
-        self.node.exec(&format!("bridge fdb append {VTEP_REMOTE} dev vx0 dst 192.168.77.2"))?;
-        self.steer(if steered { "2" } else { "0" })
-    }
-
-    /// Takes back what [`Topology::forward_by_kernel`] set up.
-    pub(crate) fn leave_kernel(&self) -> Result<()> {
-        if self.node.ip("link show dev vx0").is_ok() {
-            self.node.ip("link del vx0")?;
+        batch(&node, &lines)?;
+        batch(&sinks, &inside)?;
+        for (ns, address) in [(&sender, SENDER), (&client, CLIENT), (&server, SERVER)] {
+            ns.ip("link set eth0 up")?;
+            ns.ip(&format!("addr add {address}/32 dev eth0"))?;
+            ns.exec("ethtool -K eth0 tx off")?;
+            ns.ip(&format!("neigh add {GATEWAY} lladdr {GATEWAY_TEXT} dev eth0 nud permanent"))?;
+            ns.ip(&format!("route add {GATEWAY} dev eth0 scope link"))?;
+            ns.ip(&format!("route add default via {GATEWAY} dev eth0"))?;
         }
-        self.steer("0")
+        let pod_sink = sinks.run(|| {
+            let mut sink = Sink::attach("e0", ModeRequest::Native)?;
+            for n in 1..pods {
+                sink.also(&format!("e{n}"), ModeRequest::Native)?;
+            }
+            Ok(sink)
+        })?;
+        let wire_sink = wire.run(|| Ok(Sink::attach("eth0", ModeRequest::Native)?))?;
+        let topology = Self {
+            pod_sink,
+            wire_sink,
+            sender,
+            client,
+            server,
+            node,
+            pods,
+            dir,
+            sinks,
+            _wire: wire,
+            _folder: folder,
+        };
+        manifests::write(&topology)?;
+        Ok(topology)
     }
 
-    /// Receive packet steering of pod a's device to a mask of cores. sysfs shows the namespace it was mounted in.
-    fn steer(&self, cores: &str) -> Result<()> {
-        let script =
-            format!("mount -t sysfs s /sys && echo {cores} >/sys/class/net/fp-a/queues/rx-0/rps_cpus");
-        let net = format!("--net={}", self.node.path());
-        super::netns::command("nsenter", &[&net, "--", "unshare", "--mount", "sh", "-c", &script]).map(|_| ())
+    /// Where the pods that count are.
+    pub(crate) fn sinks(&self) -> &NetNs {
+        &self.sinks
     }
 }
 
-/// The objects the daemon works from.
-fn write_manifests(dir: &std::path::Path, pods: &[(&str, u8, String)]) -> Result<()> {
-    let mut text = String::from("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: default\n");
-    for (n, vtep) in [(1, VTEP_LOCAL), (2, VTEP_REMOTE)] {
-        text += &format!(
-            "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: node-{n}\n  annotations:\n    \
-             projectcalico.org/VXLANTunnelMACAddr: \"{vtep}\"\nspec:\n  podCIDR: 10.77.{n}.0/24\n  podCIDRs:\n  \
-             - 10.77.{n}.0/24\nstatus:\n  addresses:\n  - type: InternalIP\n    address: \"192.168.77.{n}\"\n"
-        );
-    }
-    for (name, host, mac) in pods {
-        text += &format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: default\n  annotations:\n    \
-             fastpath.io/interface: fp-{name}\n    fastpath.io/mac: \"{mac}\"\nspec:\n  nodeName: node-1\n  \
-             containers:\n  - name: main\n    image: none\nstatus:\n  phase: Running\n  podIP: 10.77.1.{host}\n  \
-             podIPs:\n  - ip: 10.77.1.{host}\n"
-        );
-    }
-    Ok(std::fs::write(dir.join("manifests/all.yaml"), text)?)
+/// Ethernet address of the pod with this address.
+pub(crate) fn mac_of(address: Ipv4Addr) -> String {
+    let [_, _, c, d] = address.octets();
+    format!("02:00:00:00:{c:02x}:{d:02x}")
+}
+
+/// Runs lines for `ip` in a namespace, in one process.
+fn batch(ns: &NetNs, lines: &str) -> Result<()> {
+    let mut child = Command::new("ip")
+        .args(["-n", ns.name(), "-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("ip does not start")?;
+    child.stdin.take().context("no standard input")?.write_all(lines.as_bytes())?;
+    let out = child.wait_with_output()?;
+    ensure!(out.status.success(), "ip -batch: {}", String::from_utf8_lossy(&out.stderr).trim());
+    Ok(())
 }

@@ -33,6 +33,8 @@ pub(super) fn write(dir: &Path, o: &Options) -> Result<()> {
     each(dir, "pod", o.pods, |n| pod(n, n / nodes, n % nodes, o.here))?;
     each(dir, "service", o.services, |n| service(n, o, nodes))?;
     each(dir, "policy", o.policies, policy)?;
+    std::fs::write(dir.join("forwarding.yaml"), super::swap::pods())?;
+    std::fs::write(dir.join("swapped.json"), super::swap::policy(o.rules, 0, false))?;
     for (name, text) in CHANGES {
         std::fs::write(dir.join(format!("change-{name}.yaml")), text(u32::MAX))?;
     }

@@ -52,6 +52,9 @@ pub struct Status {
     pub ready: bool,
     /// When the source's state that is published was read in full; `None` before the first time.
     pub last_sync: Option<Sync>,
+    /// How long changes of the source took to be in force.
+    #[serde(default)]
+    pub applied: Applied,
     /// How the source is.
     #[serde(default)]
     pub source: Option<SourceStatus>,
@@ -72,6 +75,21 @@ impl Status {
     pub fn healthy(&self) -> bool {
         self.ready && self.degraded.is_empty()
     }
+}
+
+/// From the source's new model to the last worker's acknowledgement, of the last 1024 changes; microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Changes since the daemon started that made a difference.
+    pub count: u64,
+    /// The last one.
+    pub last_us: u64,
+    /// Half of them took no longer.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer.
+    pub p99_us: u64,
+    /// The longest.
+    pub max_us: u64,
 }
 
 /// How the source is.
@@ -369,6 +387,9 @@ pub struct QueueStats {
     pub tx_packets: u64,
     /// Bytes sent, with the Ethernet header.
     pub tx_bytes: u64,
+    /// Of the frames sent, those that full vectors sent other than by the socket.
+    #[serde(default)]
+    pub tx_redirected: u64,
     /// System calls to start transmission.
     pub tx_kicks: u64,
     /// Kicks answered by EAGAIN and repeated.
@@ -400,6 +421,7 @@ impl QueueStats {
             rx_bytes: s.rx_bytes,
             tx_packets: s.tx_packets,
             tx_bytes: s.tx_bytes,
+            tx_redirected: s.tx_redirected,
             tx_kicks: s.tx_kicks,
             tx_retries: s.tx_retries,
             tx_ring_full: s.tx_ring_full,

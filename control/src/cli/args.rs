@@ -20,6 +20,7 @@ Examples:
   fastpath explain --from shop/web --to shop/db --dport 5432     may it, and which rule says so?
   fastpath policy lint --manifests ./manifests policies that cannot do what they were written for
   fastpath doctor --config fastpath.toml       may this node be switched over?
+  fastpath tune --profile dense                a configuration for this machine, each value with its reason
   fastpath --state-dir /run/fp-b status        another daemon on the same machine
 
 Exit codes:
@@ -79,7 +80,8 @@ impl Cli {
 /// How answers are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// Aligned columns, for reading.
+    /// Aligned columns, for reading; of `tune`, the configuration file.
+    #[value(alias = "toml")]
     Table,
     /// JSON, for scripts.
     Json,
@@ -140,6 +142,9 @@ example with every key. By hand:
     /// May this node be switched over? Kernel, rights, devices, other network plugins, kube-proxy, the API server.
     #[command(after_help = super::doctor::DOCTOR)]
     Doctor(super::doctor::DoctorArgs),
+    /// A configuration for this machine, with the reason for each value.
+    #[command(after_help = super::tune::HELP)]
+    Tune(super::tune::TuneArgs),
     /// Install the CNI plugin on this node, or remove it.
     #[command(after_help = super::doctor::INSTALL)]
     InstallCni(super::doctor::InstallArgs),

@@ -7,6 +7,7 @@
 //! | `explain` | `explain` |
 //! | `policy` | `policy lint` |
 //! | `doctor` | `doctor`, `install-cni` |
+//! | `tune` | `tune` |
 //! | `config` | `config check`, `config reference` |
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod explain;
 mod policy;
 mod show;
 mod table;
+mod tune;
 
 #[cfg(test)]
 mod tests;
@@ -139,6 +141,7 @@ fn run(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
         // With options beside it; alone it never comes here.
         Command::Cni => crate::cni::serve().then_some(()).ok_or(Failure::Said(FAILED)),
         Command::Doctor(args) => doctor::doctor(&args, cli.output, out),
+        Command::Tune(args) => tune::tune(&args, cli.output, out),
         Command::InstallCni(args) => doctor::install_cni(&args, out),
         Command::Version => version(&socket, cli.output, out),
     }

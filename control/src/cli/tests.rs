@@ -31,6 +31,9 @@ fn command_lines() {
         "fastpath show runtime",
         "fastpath config check x.toml",
         "fastpath config reference",
+        "fastpath tune",
+        "fastpath tune -o toml",
+        "fastpath tune --profile small -o json",
         "fastpath version",
     ] {
         assert!(parse(line).is_ok(), "{line}");
@@ -45,6 +48,7 @@ fn command_lines() {
         "fastpath status -o yaml",
         "fastpath config check",
         "fastpath status extra",
+        "fastpath tune --profile none",
     ] {
         assert_eq!(parse(line).err().map(|e| e.exit_code()), Some(2), "{line}");
     }
@@ -79,6 +83,7 @@ fn status_says_what_is_wrong() {
         acked_generation: 4,
         ready: true,
         last_sync: Some(Sync { at: "2024-01-01T00:00:00.000Z".into(), age_s: 2 }),
+        applied: Applied::default(),
         source: None,
         problems: vec![Problem {
             severity: Severity::Error,

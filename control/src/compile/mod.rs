@@ -1,14 +1,17 @@
 //! `compile`: model, kernel network state and ports in, one immutable [`Snapshot`] out. Pure and deterministic.
 #![forbid(unsafe_code)]
 
+mod kept;
 pub mod policy;
 mod routes;
 pub mod service;
 mod snat;
 pub mod tables;
 
+pub use kept::Kept;
 pub use routes::tunnel_overhead;
 
+use core::num::NonZeroU32;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use fastpath::snapshot::{NodeInfo, PortInfo, PortRole, Settings, Snapshot};
 use crate::config::Encap;
 use crate::model::{Model, Node, ObjectName};
 use crate::netdev::NetView;
+use routes::Outsiders;
 
 /// The settings that shape a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub struct Port {
     pub mtu: u16,
     /// Worker number by queue.
     pub queues: Vec<u16>,
+    /// Whether frames may be redirected to the device.
+    pub redirect: bool,
 }
 
 /// Everything a snapshot is made from.
@@ -74,7 +80,7 @@ pub struct Inputs<'a> {
 }
 
 /// A snapshot and what the control thread learnt by making it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Compiled {
     /// For the workers.
     pub snapshot: Snapshot,
@@ -87,6 +93,12 @@ pub struct Compiled {
 /// Makes the snapshot.
 #[must_use]
 pub fn compile(inputs: &Inputs<'_>) -> Compiled {
+    let mut outsiders = Outsiders::default();
+    outsiders.update(&Model::default(), inputs.model);
+    compile_with(inputs, &outsiders)
+}
+
+fn compile_with(inputs: &Inputs<'_>, outsiders: &Outsiders) -> Compiled {
     let mut problems = Vec::new();
     let this = inputs.model.nodes.get(inputs.node);
     if this.is_none() {
@@ -102,7 +114,7 @@ pub fn compile(inputs: &Inputs<'_>) -> Compiled {
         ..Snapshot::default()
     };
     ports(inputs, &mut snapshot, &mut problems);
-    let neighbors = routes::fill(inputs, this.map(AsRef::as_ref), &mut snapshot, &mut problems);
+    let neighbors = routes::fill(inputs, this.map(AsRef::as_ref), outsiders, &mut snapshot, &mut problems);
     Compiled { snapshot, neighbors, problems }
 }
 
@@ -166,6 +178,7 @@ fn ports(inputs: &Inputs<'_>, snapshot: &mut Snapshot, problems: &mut Vec<String
                 addrs,
                 group: None,
                 queues: port.queues.clone(),
+                redirect: NonZeroU32::new(port.ifindex).filter(|_| port.redirect),
             });
         }
     }

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use super::{Inputs, Port, vtep, vtep_mac};
 use crate::config::Encap;
-use crate::model::{Node, Pod};
+use crate::model::{Model, Node, ObjectName, Pod};
 use crate::netdev::route::Lookup;
 
 /// Bytes that VXLAN puts in front of an inner IP packet, without the outer Ethernet header.
@@ -35,6 +35,7 @@ const NO_ROUTE: Route = Route::Tunnel(NO_INDEX);
 pub(super) fn fill(
     inputs: &Inputs<'_>,
     this: Option<&Node>,
+    outsiders: &Outsiders,
     snapshot: &mut Snapshot,
     problems: &mut Vec<String>,
 ) -> Vec<(u32, IpAddr)> {
@@ -56,7 +57,7 @@ pub(super) fn fill(
         }
     }
     for node in inputs.model.nodes.values().filter(|n| n.name != inputs.node) {
-        remote_node(&mut hops, this, node, &mut owners, snapshot, problems);
+        remote_node(&mut hops, (this, outsiders), node, &mut owners, snapshot, problems);
     }
     for addr in snapshot.node.addresses.clone() {
         snapshot.routes.insert(Prefix::host(addr), Route::Host);
@@ -174,7 +175,7 @@ fn is_link_local(net: IpNet) -> bool {
 /// Another node: its tunnel, its pod CIDRs, and its pods outside them.
 fn remote_node<'a>(
     hops: &mut Hops<'_>,
-    this: Option<&Node>,
+    (this, outsiders): (Option<&Node>, &Outsiders),
     node: &'a Node,
     owners: &mut Owners<'a>,
     snapshot: &mut Snapshot,
@@ -189,8 +190,7 @@ fn remote_node<'a>(
                 NO_ROUTE
             }
         });
-    let pods = hops.inputs.model.pods.values().filter(|p| is_outside(p, node));
-    let addresses = pods.flat_map(|p| p.addresses.iter().copied().map(IpNet::from));
+    let addresses = outsiders.of(&node.name).flat_map(|p| p.addresses.iter().copied().map(IpNet::from));
     let nets: Vec<IpNet> = node.pod_cidrs.iter().copied().chain(addresses).collect();
     if let Some(Route::Tunnel(index)) = tunnel {
         // As its pods are reached.
@@ -237,10 +237,52 @@ fn add_tunnel(made: Tunnel, snapshot: &mut Snapshot, problems: &mut Vec<String>)
     Route::Tunnel(index)
 }
 
-/// A pod on `node` with an address that the node's pod CIDRs do not hold.
-fn is_outside(pod: &Arc<Pod>, node: &Node) -> bool {
-    pod.node.as_deref() == Some(node.name.as_str())
-        && !pod.host_network
+/// Pods with addresses that their nodes' pod CIDRs do not hold: each needs a route of its own.
+#[derive(Debug, Default)]
+pub(super) struct Outsiders {
+    by_node: BTreeMap<String, BTreeMap<ObjectName, Arc<Pod>>>,
+}
+
+impl Outsiders {
+    /// Takes over what differs between two models, of which `before` is the one taken over last. Returns whether
+    /// anything is different now.
+    pub(super) fn update(&mut self, before: &Model, model: &Model) -> bool {
+        if before.nodes.is_same(&model.nodes) {
+            let mut changed = false;
+            for (name, was, now) in before.pods.diff(&model.pods) {
+                changed |= was.is_some_and(|pod| self.remove(name, pod));
+                changed |= now.is_some_and(|pod| self.add(model, pod));
+            }
+            return changed;
+        }
+        self.by_node.clear();
+        for pod in model.pods.values() {
+            self.add(model, pod);
+        }
+        true
+    }
+
+    fn add(&mut self, model: &Model, pod: &Arc<Pod>) -> bool {
+        let node = pod.node.as_ref().and_then(|n| model.nodes.get(n)).filter(|n| is_outside(pod, n));
+        if let Some(node) = node {
+            self.by_node.entry(node.name.clone()).or_default().insert(pod.name.clone(), Arc::clone(pod));
+        }
+        node.is_some()
+    }
+
+    fn remove(&mut self, name: &ObjectName, pod: &Pod) -> bool {
+        let of_node = pod.node.as_ref().and_then(|n| self.by_node.get_mut(n));
+        of_node.is_some_and(|pods| pods.remove(name).is_some())
+    }
+
+    /// Those of one node, by name.
+    fn of(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.by_node.get(node).into_iter().flat_map(BTreeMap::values)
+    }
+}
+
+fn is_outside(pod: &Pod, node: &Node) -> bool {
+    !pod.host_network
         && !pod.finished
         && pod.addresses.iter().any(|a| !node.pod_cidrs.iter().any(|c| c.contains(a)))
 }
@@ -298,5 +340,7 @@ fn make_tunnel(
         dst_mac: mac(node, remote),
         next_hop,
         mtu: mtu.saturating_sub(tunnel_overhead(outer_v6)),
-    })
+        headers: None,
+    }
+    .prepared())
 }

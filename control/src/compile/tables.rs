@@ -11,9 +11,10 @@ use fastpath::packet::{Ip, PortId};
 use fastpath::snapshot::{PortRole, Snapshot, Snat};
 use fastpath::tables::policy::GroupId;
 
+use super::Port;
 use super::policy::{self, Compiler, Counters, Scope};
 use super::service::{ServiceTables, Services};
-use super::{Port, snat};
+use super::snat::SnatTable;
 use crate::model::{Model, ObjectName};
 
 pub use super::snat::SnatSettings;
@@ -25,13 +26,13 @@ const UNKNOWN: GroupId = GroupId(u32::MAX);
 #[derive(Debug)]
 pub struct Tables {
     node: String,
-    settings: SnatSettings,
     /// What the tables were made from.
     seen: Option<(Arc<Model>, Vec<Ip>)>,
     compiler: Compiler,
     policy: policy::Compiled,
     counters: Counters,
     services: ServiceTables,
+    snat_table: SnatTable,
     snat: Arc<Snat>,
     /// See [`Snat::bound_udp`].
     bound_udp: Vec<u16>,
@@ -43,12 +44,12 @@ impl Tables {
     pub fn new(node: &str, workers: usize, settings: SnatSettings) -> Self {
         Self {
             node: node.to_owned(),
-            settings,
             seen: None,
             compiler: Compiler::new(Scope::Node(node.to_owned())),
             policy: policy::Compiled::default(),
             counters: Counters::new(workers),
             services: ServiceTables::new(node),
+            snat_table: SnatTable::new(settings),
             snat: Arc::default(),
             bound_udp: Vec::new(),
         }
@@ -59,7 +60,7 @@ impl Tables {
     /// Only then anything changes, and flows are decided again: those with such a port get another. A port that was let go
     /// is left out until then: the others suffice, and a socket that comes and goes makes no work.
     pub fn set_bound_udp(&mut self, ports: &[u16]) -> bool {
-        let (first, last) = self.settings.ports;
+        let (first, last) = self.snat_table.settings().ports;
         let ports: Vec<u16> = ports.iter().copied().filter(|p| (first..=last).contains(p)).collect();
         if ports.iter().all(|port| self.bound_udp.binary_search(port).is_ok()) {
             return false;
@@ -85,11 +86,13 @@ impl Tables {
             // What changes rules is published under the next generation.
             self.counters.follow(&self.policy.rules, snapshot.generation.wrapping_add(1));
             self.services.update(model, own);
-            let bound_udp = self.bound_udp.clone();
-            let snat = Snat { bound_udp, ..snat::compile(&self.settings, model, &self.node, own) };
-            // What looks the same is the same: snapshots compare it by address.
-            if *self.snat != snat {
-                self.snat = Arc::new(snat);
+            if self.snat_table.update(model, &self.node, own) {
+                let bound_udp = self.bound_udp.clone();
+                let snat = Snat { bound_udp, ..self.snat_table.table().clone() };
+                // What looks the same is the same: snapshots compare it by address.
+                if *self.snat != snat {
+                    self.snat = Arc::new(snat);
+                }
             }
             self.seen = Some((Arc::clone(model), own.clone()));
         }
@@ -112,6 +115,12 @@ impl Tables {
             }
         }
         problems
+    }
+
+    /// Work that no packet waits for: forgets what has been out of use for a while.
+    pub fn tidy(&mut self) {
+        self.compiler.tidy();
+        self.services.tidy();
     }
 
     /// Whether the policies know a pod of this node.

@@ -110,6 +110,16 @@ choices! {
 }
 
 choices! {
+    /// `workers.transmit`.
+    Transmit {
+        /// Full vectors in one call.
+        Together = "together",
+        /// AF_XDP only.
+        Sockets = "sockets",
+    }
+}
+
+choices! {
     /// `flow.tcp_pickup`.
     TcpPickup {
         /// A segment in the middle of a connection may open a flow.
@@ -214,6 +224,9 @@ section! {
         /// URL of the API server, if not the one that the kubeconfig or the pod's environment names. The latter names the
         /// Service `kubernetes`, which this daemon itself makes reachable: best is an address of the control plane.
         "api_server" api_server: Option<String> = None, ServerUrl;
+        /// Whether the condition `FastpathReady` of this node's Node object says whether it forwards (source "kubernetes" only).
+        /// It takes the right to patch `nodes/status`: configs/k8s/node-condition.yaml.
+        "node_condition" node_condition: bool = false, Flag;
     }
 }
 
@@ -294,6 +307,14 @@ section! {
         "idle_spin_us" idle_spin: Duration = Duration::from_micros(50), micros(0, 1_000_000);
         /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
         "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 500);
+        /// How full vectors are sent to veths: "together" in one system call for all devices, through the kernel's
+        /// XDP (Linux 5.18, GRO on in the pod, which is seen to), or device by device by the AF_XDP "sockets".
+        "transmit" transmit: Transmit = Transmit::Together, OneOf;
+        /// How long a system call of a worker polls a device that has nothing, in microseconds (SO_BUSY_POLL); 0
+        /// leaves reception to the kernel. For NICs, with `napi_defer_hard_irqs` and `gro_flush_timeout` set on them.
+        "busy_poll_us" busy_poll: Duration = Duration::ZERO, micros(0, 1_000);
+        /// Packets of a device that one such poll handles (SO_BUSY_POLL_BUDGET).
+        "busy_poll_budget" busy_poll_budget: u32 = 64, int(8, 1024);
     }
 }
 
@@ -302,6 +323,10 @@ section! {
     "memory" Memory {
         /// Packet buffers of one worker.
         "frames_per_worker" frames_per_worker: u32 = 32768, int(1024, 16_777_216);
+        /// Buffers of one UMEM: a worker's are divided into so many as it takes, each shared by a part of the pods. Each queue
+        /// of each pod takes 128 bytes of kernel memory for each buffer of its UMEM, and its attachment takes the time to
+        /// clear them; packets between pods of two UMEMs are copied. Raised to four times `rx_ring`.
+        "umem_frames" umem_frames: u32 = 8192, power_of_two(1024, 16_777_216);
         /// Size of a buffer in bytes; 4096 for an MTU above 1500.
         "frame_size" frame_size: u32 = 2048, power_of_two(2048, 4096);
         /// Descriptors of a socket's rx ring and of its fill ring.

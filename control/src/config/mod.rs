@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 use crate::model::Pod;
 pub use keys::{
     Daemon, Deny, Encap, Family, Flow, Host, Http, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay,
-    Pods, Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Uplink, Workers, Xdp,
-    XdpMode, ZeroCopy,
+    Pods, Policy, Polling, Services, Snat, Source, SourceKind, TcpPickup, Timeouts, Transmit, Uplink,
+    Workers, Xdp, XdpMode, ZeroCopy,
 };
 pub use networks::SnatPorts;
 pub use reference::reference;
@@ -138,6 +138,14 @@ impl Config {
     pub fn missing_cores(&self) -> Result<Vec<usize>, std::io::Error> {
         let mask = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
         Ok(self.workers.cores.iter().copied().filter(|&c| !mask.is_set(c).unwrap_or(false)).collect())
+    }
+}
+
+impl Memory {
+    /// Most buffers of one UMEM: `umem_frames`, and enough for some ports' full rings.
+    #[must_use]
+    pub fn arena_frames(&self) -> u32 {
+        self.umem_frames.max(self.rx_ring.saturating_mul(4))
     }
 }
 

@@ -63,6 +63,7 @@ fn every_key_is_read() {
         path = "manifests"
         kubeconfig = "/etc/fastpath/kubeconfig"
         api_server = "https://[fd77::1]:6443/"
+        node_condition = true
         [pods]
         interfaces = { "demo/a1" = "fp-a1" }
         annotations = true
@@ -90,8 +91,12 @@ fn every_key_is_read() {
         polling = "busy"
         idle_spin_us = 0
         idle_sleep_ms = 10
+        transmit = "sockets"
+        busy_poll_us = 20
+        busy_poll_budget = 32
         [memory]
         frames_per_worker = 4096
+        umem_frames = 2048
         frame_size = 4096
         rx_ring = 1024
         tx_ring = 2048
@@ -134,6 +139,7 @@ fn every_key_is_read() {
             path: "manifests".into(),
             kubeconfig: Some("/etc/fastpath/kubeconfig".into()),
             api_server: Some("https://[fd77::1]:6443".to_owned()),
+            node_condition: true,
         },
         pods: Pods { interfaces: [(a1, "fp-a1".to_owned())].into(), annotations: true },
         xdp: Xdp {
@@ -157,9 +163,13 @@ fn every_key_is_read() {
             polling: Polling::Busy,
             idle_spin: Duration::ZERO,
             idle_sleep: Duration::from_millis(10),
+            transmit: Transmit::Sockets,
+            busy_poll: Duration::from_micros(20),
+            busy_poll_budget: 32,
         },
         memory: Memory {
             frames_per_worker: 4096,
+            umem_frames: 2048,
             frame_size: 4096,
             rx_ring: 1024,
             tx_ring: 2048,

@@ -37,7 +37,7 @@ pub(super) fn of_pods(
     let mut wanted = BTreeMap::<String, Wanted>::new();
     let mut refused = Vec::new();
     let here = |p: &&std::sync::Arc<Pod>| p.node.as_deref() == Some(node) && !p.host_network && !p.finished;
-    for pod in model.pods.values().filter(here) {
+    for pod in endpoints.here().filter_map(|name| model.pods.get(name)).filter(here) {
         let recorded = its_own.get(&pod.name).map(|r| r.device.as_str());
         let Some(device) = recorded.or_else(|| config.interface_of(pod)) else { continue };
         if pair.iter().any(|d| d == device) {

@@ -100,6 +100,7 @@ impl Cni {
 impl Daemon {
     /// Takes over what the source says now.
     pub(super) fn learn(&mut self, update: Arc<Update>) {
+        self.applied.changed(update.loaded_at);
         self.source = update;
         self.lay_over();
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::cni::record::{Key, Record, RecordFile, Store, StoreError, boot_id};
-use crate::model::{Model, ObjectName, Pod};
+use crate::model::{Model, ObjectName, Pod, Table};
 
 /// The records, and the model with them.
 #[derive(Debug)]
@@ -28,6 +28,10 @@ pub(super) struct Endpoints {
     problems: Vec<String>,
     /// The source's model, and what it became.
     overlaid: Option<(Arc<Model>, Arc<Model>)>,
+    /// The source's pods of this node.
+    here: BTreeSet<ObjectName>,
+    /// What there is before the source's first model.
+    nothing: Arc<Model>,
     /// Records have changed since.
     stale: bool,
 }
@@ -54,6 +58,8 @@ impl Endpoints {
             read: BTreeMap::new(),
             problems: Vec::new(),
             overlaid: None,
+            here: BTreeSet::new(),
+            nothing: Arc::default(),
             stale: false,
         };
         endpoints.reload();
@@ -154,6 +160,11 @@ impl Endpoints {
         self.pods.get(key)
     }
 
+    /// Names of the source's pods of this node, as of the last [`Endpoints::overlay`].
+    pub(super) fn here(&self) -> impl Iterator<Item = &ObjectName> {
+        self.here.iter()
+    }
+
     /// The records of which the source shows no pod: whatever is behind them is under no policy, and denied all.
     pub(super) fn strangers(&self) -> impl Iterator<Item = &Record> {
         self.records.values().filter(|r| !self.pods.contains_key(&r.key)).map(AsRef::as_ref)
@@ -187,6 +198,21 @@ impl Endpoints {
             return Arc::clone(to);
         }
         self.stale = false;
+        let last = self.overlaid.take();
+        let (from, before) = last.as_ref().map_or((&self.nothing, &self.nothing), |(from, to)| (from, to));
+        // What differs in the source, on top of what was made of it last: all else stays shared with that.
+        let mut pods = before.pods.clone();
+        for (name, _, now) in from.pods.diff(&source.pods) {
+            match now {
+                Some(pod) => drop(pods.insert(name.clone(), Arc::clone(pod))),
+                None => drop(pods.remove(name)),
+            }
+            if now.is_some_and(|p| p.node.as_deref() == Some(node)) {
+                self.here.insert(name.clone());
+            } else {
+                self.here.remove(name);
+            }
+        }
         let mut claims: HashMap<&ObjectName, &Arc<Record>> = HashMap::new();
         for record in self.records.values() {
             let name = record.pod.object_name();
@@ -203,12 +229,9 @@ impl Endpoints {
         let to = if self.records.is_empty() {
             Arc::clone(source)
         } else {
-            let last = self.overlaid.as_ref().map(|(_, to)| to);
-            let model = lay_over(source, &claims, &self.records, node, netns, last.map(AsRef::as_ref));
-            match last.filter(|last| ***last == model) {
-                Some(same) => Arc::clone(same),
-                None => Arc::new(model),
-            }
+            lay_over(source, &claims, &self.records, &self.here, netns, &mut pods);
+            let model = Model { pods, ..(**source).clone() };
+            if last.is_some() && **before == model { Arc::clone(before) } else { Arc::new(model) }
         };
         self.overlaid = Some((Arc::clone(source), Arc::clone(&to)));
         to
@@ -228,10 +251,10 @@ fn lay_over(
     source: &Model,
     claims: &HashMap<&ObjectName, &Arc<Record>>,
     records: &BTreeMap<Key, Arc<Record>>,
-    node: &str,
+    here: &BTreeSet<ObjectName>,
     netns: bool,
-    last: Option<&Model>,
-) -> Model {
+    pods: &mut Table<ObjectName, Pod>,
+) {
     // An address that IPAM has given out anew is no longer that of a pod the API still shows with it.
     let mut owners: HashMap<IpAddr, &Record> = HashMap::new();
     for record in records.values() {
@@ -242,33 +265,39 @@ fn lay_over(
             }
         }
     }
-    let mut model = source.clone();
-    for (name, pod) in &mut model.pods {
-        if pod.node.as_deref() != Some(node) {
-            continue;
-        }
+    for (name, pod) in here.iter().filter_map(|name| source.pods.get_key_value(name)) {
         let claim = claims.get(name);
         let is_theirs = |ip: &IpAddr| owners.get(ip).is_none_or(|o| claim.is_some_and(|c| o.key == c.key));
-        let other = match claim {
-            Some(record) => Pod {
-                addresses: record.addresses.iter().copied().filter(|ip| is_theirs(ip)).collect(),
-                interface: Some(record.device.clone()),
-                mac: Some(record.mac),
-                netns: netns.then(|| record.netns.clone()),
-                ..(**pod).clone()
-            },
-            None if pod.host_network || pod.addresses.iter().all(is_theirs) => continue,
-            None => Pod {
-                addresses: pod.addresses.iter().copied().filter(|ip| is_theirs(ip)).collect(),
-                ..(**pod).clone()
-            },
+        let object = match claim {
+            Some(record) => laid_over(
+                pod,
+                Pod {
+                    addresses: record.addresses.iter().copied().filter(|ip| is_theirs(ip)).collect(),
+                    interface: Some(record.device.clone()),
+                    mac: Some(record.mac),
+                    netns: netns.then(|| record.netns.clone()),
+                    ..(**pod).clone()
+                },
+            ),
+            None if pod.host_network || pod.addresses.iter().all(is_theirs) => Arc::clone(pod),
+            None => laid_over(
+                pod,
+                Pod {
+                    addresses: pod.addresses.iter().copied().filter(|ip| is_theirs(ip)).collect(),
+                    ..(**pod).clone()
+                },
+            ),
         };
-        if **pod != other {
-            let before = last.and_then(|m| m.pods.get(name)).filter(|before| ***before == other);
-            *pod = before.cloned().unwrap_or_else(|| Arc::new(other));
+        // The object that was there, if it is equal: what reads the model sees that it is the same.
+        if pods.get(name) != Some(&object) {
+            pods.insert(name.clone(), object);
         }
     }
-    model
+}
+
+/// The pod as the source has it, if it is that.
+fn laid_over(pod: &Arc<Pod>, other: Pod) -> Arc<Pod> {
+    if **pod == other { Arc::clone(pod) } else { Arc::new(other) }
 }
 
 #[cfg(test)]

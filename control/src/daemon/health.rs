@@ -6,8 +6,37 @@ use fastpath::snapshot::PortRole;
 use super::Daemon;
 use crate::config::{SourceKind, XdpMode};
 use crate::http::health::Check;
+use crate::source::Source;
+use crate::source::kubernetes::NodeReadiness;
+
+/// What is told of a node whose daemon ends.
+pub(super) fn stopped() -> NodeReadiness {
+    let message = "the daemon was stopped".to_owned();
+    NodeReadiness { ready: false, reason: "Stopped", message }
+}
 
 impl Daemon {
+    /// Tells the source what `/readyz` says.
+    pub(super) fn tell(&self, source: &Source) {
+        if !self.config.source.node_condition {
+            return;
+        }
+        let failed: Vec<String> = self
+            .readyz()
+            .into_iter()
+            .filter_map(|check| Some(format!("{}: {}", check.name, check.failed?)))
+            .collect();
+        source.tell(if failed.is_empty() {
+            NodeReadiness {
+                ready: true,
+                reason: "Forwarding",
+                message: "all checks of /readyz pass".to_owned(),
+            }
+        } else {
+            NodeReadiness { ready: false, reason: "NotForwarding", message: failed.join("; ") }
+        });
+    }
+
     /// Whether the process had better be started again. That this is asked at all shows that the control thread runs.
     pub(super) fn livez(&self) -> Vec<Check> {
         vec![Check::new("control", true, String::new), self.source_followed(), self.workers_pass()]

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fastpath::graph::{DropReason, NodeId};
 use fastpath::io::PortStats;
@@ -121,6 +121,7 @@ impl Daemon {
         out.extend([
             objects,
             problems,
+            self.measure_applied(),
             Family::gauge(
                 "fastpath_source_age_seconds",
                 "Time since the source was last read in full; of a saved state, since it was saved.",
@@ -131,6 +132,19 @@ impl Daemon {
         if self.config.source.kind == SourceKind::Kubernetes {
             measure_api(&self.source_state.borrow(), out);
         }
+    }
+
+    fn measure_applied(&self) -> Family {
+        let row = self.applied.row();
+        let mut family = Family::gauge(
+            "fastpath_snapshot_apply_seconds",
+            "From a new state of the source to the last worker's acknowledgement, over the last 1024 changes.",
+            &["quantile"],
+        );
+        for (quantile, us) in [("0.5", row.p50_us), ("0.99", row.p99_us), ("1", row.max_us)] {
+            family.add_f64([quantile], Duration::from_micros(us).as_secs_f64());
+        }
+        family
     }
 
     fn measure_ports(&self, out: &mut Vec<Family>) {
@@ -477,10 +491,21 @@ const FAULTS: [(&str, OfPort); 8] = [
 type OfWorker = fn(&WorkerStats) -> &Counter;
 
 /// Counters of workers: name, help, value.
-const WORKER: [(&str, &str, OfWorker); 6] = [
+const WORKER: [(&str, &str, OfWorker); 9] = [
     ("fastpath_worker_loops", "Passes of a worker's loop, with or without packets.", |s| &s.loops),
     ("fastpath_worker_sleeps", "Times a worker slept for want of packets.", |s| &s.sleeps),
     ("fastpath_worker_handoffs", "Packets handed to another worker for transmission.", |s| &s.handoffs),
+    (
+        "fastpath_worker_outbox_calls",
+        "System calls by which packets for any number of veths were sent.",
+        |s| &s.outbox_calls,
+    ),
+    ("fastpath_worker_outbox_packets", "Packets sent by such calls.", |s| &s.outbox_packets),
+    (
+        "fastpath_worker_outbox_errors",
+        "Such calls that failed: the sockets sent then; after eight in a row they do for good.",
+        |s| &s.outbox_errors,
+    ),
     ("fastpath_worker_icmp_errors", "ICMP errors sent.", |s| &s.icmp_errors),
     ("fastpath_worker_neighbor_replies", "ARP replies and neighbour advertisements sent.", |s| {
         &s.neighbor_replies

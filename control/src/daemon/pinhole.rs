@@ -114,35 +114,19 @@ fn cut(set: &mut BTreeSet<Endpoint>, most: usize, first: &[Option<IpAddr>]) -> u
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use fastpath::packet::{Ip, PortId};
     use fastpath::snapshot::NodeInfo;
 
     use super::*;
-    use crate::compile::tables::{SnatSettings, Tables};
-    use crate::explain::tests::Folder;
+    use crate::compile::tables::Tables;
+    use crate::daemon::fixtures::{cluster, ip, tables};
     use crate::model::Model;
-    use crate::source::load_dir;
 
-    const CLUSTER: &str = r#"
-apiVersion: v1
-kind: Node
-metadata: {name: a}
-spec: {podCIDRs: [10.0.0.0/24]}
-status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: InternalIP, address: "2001:db8::1"}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: LoadBalancer
-  clusterIPs: [10.96.0.1, "fd96::1"]
-  externalIPs: [198.51.100.9]
-  loadBalancerIP: "2001:db8:1::9"
-  ports: [{name: http, port: 80, nodePort: 30080}, {name: dns, port: 53, protocol: UDP, nodePort: 30053}]
----
+    const PORTS: &str =
+        "[{name: http, port: 80, nodePort: 30080}, {name: dns, port: 53, protocol: UDP, nodePort: 30053}]";
+    const MORE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: pods}
@@ -153,10 +137,10 @@ kind: Pod
 metadata: {name: p}
 spec: {nodeName: a, containers: [{name: c}]}
 status: {podIPs: [{ip: 10.0.0.5}]}
-"#;
+";
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn manifests() -> String {
+        cluster("[10.0.0.0/24]", "[198.51.100.9]", PORTS, MORE)
     }
 
     fn texts(set: &BTreeSet<Endpoint>) -> Vec<String> {
@@ -164,9 +148,6 @@ status: {podIPs: [{ip: 10.0.0.5}]}
     }
 
     fn world(manifests: &str, own: &[&str]) -> (Snapshot, Arc<Model>, Tables) {
-        let model = load_dir(&Folder::new(manifests).0).unwrap().model;
-        let settings = SnatSettings { outgoing: true, ports: (40_000, 41_000), inside: Vec::new() };
-        let mut tables = Tables::new("a", 1, settings);
         let mut own: Vec<Ip> = own.iter().map(|a| Ip::from(ip(a))).collect();
         own.sort_unstable();
         let mut snapshot = Snapshot {
@@ -174,7 +155,7 @@ status: {podIPs: [{ip: 10.0.0.5}]}
             local: [(Ip::from(ip("10.9.0.7")), PortId(1))].into_iter().collect(),
             ..Snapshot::default()
         };
-        tables.fill(&model, &BTreeMap::new(), &mut snapshot);
+        let (model, tables) = tables(manifests, &mut snapshot);
         (snapshot, model, tables)
     }
 
@@ -182,7 +163,7 @@ status: {podIPs: [{ip: 10.0.0.5}]}
 
     #[test]
     fn what_is_ours_and_nothing_else() {
-        let (snapshot, model, tables) = world(CLUSTER, &OWN);
+        let (snapshot, model, tables) = world(&manifests(), &OWN);
         let (pinhole, left_out) = pinhole(&snapshot, &model.nodes["a"].pod_cidrs, tables.services(), 1000);
         assert_eq!(left_out, 0);
         let local: Vec<_> = pinhole.local.iter().map(ToString::to_string).collect();
@@ -210,7 +191,7 @@ status: {podIPs: [{ip: 10.0.0.5}]}
 
     #[test]
     fn node_addresses_are_no_pods() {
-        let (mut snapshot, model, tables) = world(CLUSTER, &OWN);
+        let (mut snapshot, model, tables) = world(&manifests(), &OWN);
         let cidrs = &model.nodes["a"].pod_cidrs;
         let own: BTreeSet<IpAddr> = OWN.map(ip).into();
         let (none, _) = pinhole(&snapshot, cidrs, tables.services(), 1000);
@@ -235,7 +216,7 @@ status: {podIPs: [{ip: 10.0.0.5}]}
 
     #[test]
     fn too_many_are_left_out_and_counted() {
-        let (snapshot, model, tables) = world(CLUSTER, &OWN);
+        let (snapshot, model, tables) = world(&manifests(), &OWN);
         let cidrs = &model.nodes["a"].pod_cidrs;
         // One tunnel, four frontends, six node ports.
         for (most, frontends, node_ports) in
@@ -256,7 +237,7 @@ status: {podIPs: [{ip: 10.0.0.5}]}
     fn the_nodes_own_address_keeps_its_node_ports() {
         // A bridge and the like come first by number.
         let (mut snapshot, model, tables) =
-            world(CLUSTER, &["10.96.5.5", "172.17.0.1", "192.0.2.1", "2001:db8::1"]);
+            world(&manifests(), &["10.96.5.5", "172.17.0.1", "192.0.2.1", "2001:db8::1"]);
         snapshot.node.icmp_v4 = Some(Ip::from(ip("192.0.2.1")));
         let (pinhole, left_out) = pinhole(&snapshot, &model.nodes["a"].pod_cidrs, tables.services(), 8);
         assert_eq!(left_out, 5);

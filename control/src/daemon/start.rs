@@ -3,10 +3,11 @@
 
 use anyhow::Context as _;
 use fastpath::engine::{EngineConfig, Polling, WorkerConfig};
-use fastpath::io::xsk::{self, OpenConfig, Umem, UmemConfig};
+use fastpath::io::xsk::{self, BusyPoll, OpenConfig, Outbox, Umem, UmemConfig};
 use fastpath::snapshot::Settings;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
-use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect};
+use fastpath_xdp::outbox::Sender;
+use fastpath_xdp::{LoadConfig, ModeRequest, OnFailure, Redirect, abi_outbox};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -19,7 +20,7 @@ use crate::api::Instance;
 use crate::attach::AttachConfig;
 use crate::compile::tables::SnatSettings;
 use crate::config::{self, SnatPorts};
-use crate::netdev::{Preparer, ReservedPorts, Watcher};
+use crate::netdev::{Preparer, Watcher};
 use crate::source::Source;
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -74,6 +75,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut due: Option<tokio::time::Instant> = None;
+    let mut last = tokio::time::Instant::now();
     loop {
         let mut dirty = false;
         let look_again = daemon.cni.look_again();
@@ -82,6 +84,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             _ = tick.tick() => {
                 dirty = daemon.tick();
+                daemon.tell(&source);
                 daemon.refresh_health_ports();
             }
             _ = retry.tick() => {
@@ -90,6 +93,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 dirty = !daemon.attach_problems.is_empty() || !daemon.kernel_problems.is_empty();
                 dirty |= daemon.reload_endpoints();
                 dirty |= daemon.look_at_sockets();
+                dirty |= daemon.attacher.look_at_redirects();
             }
             Ok(()) = updates.changed() => {
                 daemon.learn(updates.borrow_and_update().clone());
@@ -108,6 +112,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 if at_once {
                     // A pod's start waits for it.
                     due = None;
+                    last = tokio::time::Instant::now();
                     daemon.sync();
                     daemon.begin(&mut heartbeat)?;
                 }
@@ -116,15 +121,17 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             Some(question) = web_questions.recv() => daemon.answer_web(question),
             () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                 due = None;
+                last = tokio::time::Instant::now();
                 daemon.sync();
                 daemon.begin(&mut heartbeat)?;
             }
         }
         if dirty && due.is_none() {
-            due = Some(tokio::time::Instant::now() + COALESCE);
+            due = Some(tokio::time::Instant::now().max(last + COALESCE));
         }
     }
     tracing::info!("stopping");
+    source.tell(super::health::stopped());
     api.abort();
     daemon.stop();
     drop(heartbeat);
@@ -144,8 +151,11 @@ fn start(
     );
     let workers = workers(&config)?;
     let memory = &config.memory;
+    let groups = u32::try_from(workers.len())?;
     let (umem, frames) = Umem::new(UmemConfig {
-        frames: memory.frames_per_worker.saturating_mul(u32::try_from(workers.len())?),
+        frames: memory.frames_per_worker.saturating_mul(groups),
+        arena_frames: memory.arena_frames(),
+        groups,
         frame_size: u16::try_from(memory.frame_size)?,
         fill_ring: memory.rx_ring,
         completion_ring: memory.tx_ring,
@@ -154,6 +164,12 @@ fn start(
     if memory.huge_pages && !umem.huge_pages() {
         tracing::warn!(
             "memory.huge_pages: none free (sysctl vm.nr_hugepages); packet buffers are in normal pages"
+        );
+    }
+    if umem.arenas() == 1 && memory.frames_per_worker.saturating_mul(groups) > memory.arena_frames() {
+        tracing::warn!(
+            "memory.umem_frames: this process may not make a tap device (/dev/net/tun), so all packet buffers are one \
+             UMEM: each pod takes more of the kernel's memory, and more time to attach"
         );
     }
     let redirect = Redirect::load(&LoadConfig {
@@ -173,8 +189,13 @@ fn start(
         seed: random_seed()?,
     };
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
-    let (reserved, start_problems) = reserve_ports(&config);
-    let attacher = Attacher::new(engine, umem, redirect, preparer, attach_config(&config, workers.len()));
+    let senders = match config.workers.transmit {
+        config::Transmit::Together => give_outboxes(&engine),
+        config::Transmit::Sockets => Vec::new(),
+    };
+    let (reserved, start_problems) = super::reserve::Reserved::open(&config);
+    let attacher =
+        Attacher::new(engine, umem, redirect, preparer, senders, attach_config(&config, workers.len()));
     let resolver = Resolver::new()?;
     let endpoints = super::endpoints::Endpoints::open(&config.daemon.data_dir);
     Ok(Daemon {
@@ -196,6 +217,8 @@ fn start(
         source_state,
         net,
         snapshot: Arc::new(Snapshot::default()),
+        kept: compile::Kept::default(),
+        applied: super::applied::Applied::default(),
         published: None,
         in_force: None,
         synced: None,
@@ -228,6 +251,30 @@ fn workers(config: &Config) -> anyhow::Result<Vec<WorkerConfig>> {
     Ok(cores.into_iter().map(|core| WorkerConfig { core: Some(core), polling }).collect())
 }
 
+/// Has every worker send full vectors to veths in one call; without, its sockets do that, at more cost.
+fn give_outboxes(engine: &Engine) -> Vec<Sender> {
+    let give = |worker| -> anyhow::Result<Sender> {
+        let mut sender = Sender::load()?;
+        let outbox = Outbox::new(sender.program()?, sender.memory()).context("map the outbox")?;
+        engine.give_outbox(worker, outbox)?;
+        Ok(sender)
+    };
+    let mut senders = Vec::new();
+    for worker in 0..engine.workers() {
+        match give(worker) {
+            Ok(sender) => senders.push(sender),
+            Err(e) => tracing::info!("worker {worker} sends by its sockets only: {e:#}"),
+        }
+    }
+    senders
+}
+
+const _: () = assert!(
+    abi_outbox::SLOTS == Outbox::SLOTS
+        && abi_outbox::LONGEST == Outbox::LONGEST
+        && size_of::<abi_outbox::Slot>() == Outbox::STRIDE
+);
+
 fn attach_config(config: &Config, workers: usize) -> AttachConfig {
     let frames = usize::try_from(config.memory.frames_per_worker).unwrap_or(0).saturating_mul(workers);
     AttachConfig {
@@ -244,6 +291,10 @@ fn attach_config(config: &Config, workers: usize) -> AttachConfig {
             },
             rx_ring: config.memory.rx_ring,
             tx_ring: config.memory.tx_ring,
+            busy_poll: (!config.workers.busy_poll.is_zero()).then(|| BusyPoll {
+                microseconds: u32::try_from(config.workers.busy_poll.as_micros()).unwrap_or(u32::MAX),
+                budget: config.workers.busy_poll_budget,
+            }),
             ..OpenConfig::default()
         },
         frame_size: config.memory.frame_size,
@@ -262,27 +313,6 @@ fn overlay(config: &Config) -> Overlay {
             reject_denied: config.policy.deny == config::Deny::Reject,
             icmp_rate: config.icmp.errors_per_second,
         },
-    }
-}
-
-/// Keeps the ports of translated sources from the kernel. Without that, the node's own connections may take one
-/// and hear nothing: reported, and no reason not to start.
-fn reserve_ports(config: &Config) -> (Option<ReservedPorts>, Vec<String>) {
-    let SnatPorts { first, last } = config.snat.port_range;
-    let reserve = || {
-        let mut ports = ReservedPorts::open(&config.daemon.state_dir)?;
-        ports.reserve(first, last).map(|()| ports)
-    };
-    match reserve() {
-        Ok(ports) => (Some(ports), Vec::new()),
-        Err(e) => {
-            let problem = format!(
-                "snat.port_range {first}-{last} is not kept from the kernel: {e}; \
-                 set net.ipv4.ip_local_reserved_ports yourself"
-            );
-            tracing::warn!("{problem}");
-            (None, vec![problem])
-        }
     }
 }
 
@@ -331,7 +361,7 @@ impl Daemon {
         for e in self.resolver.release_all() {
             tracing::warn!("{e}");
         }
-        if let Some(Err(e)) = self.reserved.as_mut().map(ReservedPorts::release) {
+        if let Err(e) = self.reserved.release() {
             tracing::warn!("{e}");
         }
         for problem in self.attacher.shutdown() {

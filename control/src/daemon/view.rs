@@ -125,6 +125,7 @@ impl Daemon {
             acked_generation: engine.acked(),
             ready: self.ready(),
             last_sync: self.in_force.map(Sync::from),
+            applied: self.applied.row(),
             source: Some(SourceStatus::from(&source)),
             problems: self.update.problems.iter().map(Problem::from).collect(),
             ports: self.port_status(),

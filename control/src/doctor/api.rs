@@ -42,7 +42,7 @@ pub(super) async fn ask(config: &Config) -> Option<ApiFacts> {
     };
     facts.version = version(&client).await;
     if facts.version.is_ok() {
-        facts.denied = denied(&client).await;
+        facts.denied = denied(&client, config.source.node_condition).await;
         facts.node_exists = node_exists(&client, &node).await;
     }
     Some(facts)
@@ -55,14 +55,17 @@ async fn version(client: &Client) -> Result<String, String> {
 }
 
 /// Of what the daemon does, what this account may not do. Every account may ask that of itself.
-async fn denied(client: &Client) -> Result<Vec<String>, String> {
+async fn denied(client: &Client, node_condition: bool) -> Result<Vec<String>, String> {
     let mut denied = Vec::new();
-    for right in rights() {
+    for right in rights(node_condition) {
         let Right { group, resource, verb } = &right;
+        let resource = resource.split_once('/').unwrap_or((resource, ""));
         let review = json!({
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}},
+            "spec": {"resourceAttributes": {
+                "group": group, "resource": resource.0, "subresource": resource.1, "verb": verb,
+            }},
         });
         let request = Request::new("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
             .create(&PostParams::default(), review.to_string().into_bytes())
@@ -112,7 +115,8 @@ pub(super) fn check(facts: &Facts, config: &Config, out: &mut Findings) {
         Ok(denied) => denied.iter().for_each(|what| {
             out.error(
                 format!("may not {what}"),
-                "bind the ClusterRole of configs/k8s/install.yaml to this account",
+                "bind the ClusterRole of configs/k8s/install.yaml to this account, and for source.node_condition that of \
+                 configs/k8s/node-condition.yaml",
             );
         }),
         Err(e) => out.warning(

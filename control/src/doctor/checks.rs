@@ -171,6 +171,28 @@ pub(super) fn memlock(facts: &Facts, config: &Config, out: &mut Findings) {
     }
 }
 
+pub(super) fn packet_buffers(facts: &Facts, config: &Config, out: &mut Findings) {
+    let memory = &config.memory;
+    let all = u64::from(memory.frames_per_worker).saturating_mul(workers(config));
+    let one = u64::from(memory.arena_frames());
+    // A table of 128 bytes a buffer of its UMEM, for each queue of each pod.
+    let table = |frames: u64| (frames * 128).div_ceil(1 << 10) * workers(config);
+    if all <= one {
+        out.ok(format!("one UMEM: {} KiB of kernel memory a pod", table(all)));
+    } else if facts.tap {
+        out.ok(format!("UMEMs of {one} buffers: {} KiB of kernel memory a pod", table(one)));
+    } else {
+        out.warning(
+            format!(
+                "no tap device can be made: one UMEM, {} KiB of kernel memory a pod instead of {}",
+                table(all),
+                table(one)
+            ),
+            "give the daemon /dev/net/tun (modprobe tun; in a container a mount of /dev/net)",
+        );
+    }
+}
+
 pub(super) fn huge_pages(facts: &Facts, config: &Config, out: &mut Findings) {
     let needed = buffers(config).div_ceil(HUGE_PAGE);
     match (config.memory.huge_pages, facts.huge_pages >= needed) {

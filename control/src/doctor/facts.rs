@@ -50,6 +50,8 @@ pub struct Facts {
     pub rp_filter: BTreeMap<String, u8>,
     /// Whether systemd-networkd removes others' routing rules; `None` when it does not run.
     pub networkd: Option<bool>,
+    /// Whether a tap device can be made (`/dev/net/tun`).
+    pub tap: bool,
     /// Whether `ip_local_reserved_ports` can be written.
     pub sysctl_writable: bool,
     /// Files of `/etc/cni/net.d` that a runtime reads, in its order; or why they cannot be seen.
@@ -106,6 +108,7 @@ impl Facts {
             drivers,
             rp_filter: rp_filter(Path::new("/proc/sys/net/ipv4/conf")),
             networkd: super::networkd::ask(),
+            tap: fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok(),
             sysctl_writable: fs::File::options().append(true).open(sysctl::path(SYSCTL)).is_ok(),
             conflists: configurations(Path::new("/etc/cni/net.d")).map_err(|e| e.to_string()),
             chains: nft::chains().ok(),
@@ -146,7 +149,7 @@ fn number(path: &str) -> u64 {
     fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
 }
 
-fn cores() -> BTreeSet<usize> {
+pub(crate) fn cores() -> BTreeSet<usize> {
     let mask = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
     (0..nix::sched::CpuSet::count()).filter(|c| mask.is_set(*c).unwrap_or(false)).collect()
 }

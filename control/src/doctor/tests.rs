@@ -2,52 +2,26 @@
 
 use std::sync::Arc;
 
-use fastpath::packet::Mac;
-
 use super::*;
 use crate::netdev::features::XdpFeatures;
+use crate::netdev::fixtures::{default_route, link};
 use crate::netdev::nft::Chain;
-use crate::netdev::route::{Hop, Route, RouteKind, Selector, TABLE_MAIN};
 use crate::netdev::{Link, LinkKind, NetView};
 
-fn link(index: u32, name: &str, kind: LinkKind) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        mac: Some(Mac([2, 0, 0, 0, 0, 1])),
-        mtu: 1500,
-        up: true,
-        running: true,
-        kind,
-        lower: None,
-        master: None,
-        rx_queues: 1,
-        tx_queues: 1,
-    }
-}
-
 fn net(links: Vec<Link>) -> Result<Arc<NetView>, String> {
-    let default = Route {
-        table: TABLE_MAIN,
-        dst: "0.0.0.0/0".parse().unwrap(),
-        selector: Selector::default(),
-        metric: 0,
-        preference: 0,
-        kind: RouteKind::Unicast,
-        prefsrc: None,
-        hops: vec![Hop { link: 2, gateway: None, weight: 1, dead: false, no_carrier: false }],
-        protocol: 4,
-    };
     Ok(Arc::new(NetView {
         links: links.into_iter().map(|l| (l.index, l)).collect(),
-        routes: [default].into_iter().collect(),
+        routes: [default_route(false, &[2], 0)].into_iter().collect(),
         ..NetView::default()
     }))
 }
 
 /// A node where all is well.
 fn facts() -> Facts {
-    let native = Driver { name: "ice".into(), xdp: Some(XdpFeatures { native: true, zero_copy: true }) };
+    let native = Driver {
+        name: "ice".into(),
+        xdp: Some(XdpFeatures { native: true, redirect_target: true, zero_copy: true }),
+    };
     Facts {
         kernel: "6.1.0-18-amd64".into(),
         xdp: Ok(()),
@@ -62,6 +36,7 @@ fn facts() -> Facts {
         drivers: [(2, native)].into(),
         rp_filter: [("all".to_owned(), 0), ("eth0".to_owned(), 0)].into(),
         networkd: None,
+        tap: true,
         sysctl_writable: true,
         conflists: Ok(Vec::new()),
         chains: Some(Vec::new()),
@@ -163,7 +138,7 @@ fn rights_and_memory() {
 fn devices() {
     let driver = |native, zero_copy| {
         move |f: &mut Facts| {
-            let xdp = Some(XdpFeatures { native, zero_copy });
+            let xdp = Some(XdpFeatures { native, redirect_target: native, zero_copy });
             f.drivers = [(2, Driver { name: "drv".into(), xdp })].into();
         }
     };
@@ -216,6 +191,10 @@ fn devices() {
     one("systemd-networkd", "", |f| f.networkd = Some(false), "Ok: runs");
     one("systemd-networkd", "", |f| f.networkd = Some(true), "Warning: removes others' routing rules");
     one("systemd-networkd", "[host]\nenabled = false", |f| f.networkd = Some(true), "Ok: removes");
+    one("packet buffers", "", |_| {}, "Ok: UMEMs of 8192 buffers: 1024 KiB of kernel memory a pod");
+    one("packet buffers", "", |f| f.tap = false, "Warning: no tap device can be made: one UMEM, 4096 KiB");
+    let one_umem = "[memory]\numem_frames = 65536\n[workers]\ncores = [0, 1]";
+    one("packet buffers", one_umem, |f| f.tap = false, "Ok: one UMEM: 16384 KiB of kernel memory a pod");
     one("reserved ports", "", |f| f.sysctl_writable = false, "Warning: net.ipv4.ip_local_reserved_ports");
 }
 

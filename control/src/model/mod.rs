@@ -16,12 +16,14 @@ use crate::lines::Lines;
 pub mod policy;
 pub mod selector;
 pub mod service;
+pub mod table;
 
 pub use policy::{IpBlock, NamespaceScope, NetworkPolicy, Peer, PortMatch, PortSpec, Protocol, Rule};
 pub use selector::{Operator, Requirement, Selector};
 pub use service::{
     Endpoint, EndpointPort, EndpointSlice, Service, ServiceKind, ServicePort, TrafficDistribution,
 };
+pub use table::Table;
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -117,21 +119,21 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// Everything a source knows.
+/// Everything a source knows. A copy shares all that neither changes after: see [`Table`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
     /// Nodes by name.
-    pub nodes: BTreeMap<String, Arc<Node>>,
+    pub nodes: Table<String, Node>,
     /// Namespaces by name; `kubernetes.io/metadata.name` is always among the labels.
-    pub namespaces: BTreeMap<String, Arc<Namespace>>,
+    pub namespaces: Table<String, Namespace>,
     /// Pods.
-    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    pub pods: Table<ObjectName, Pod>,
     /// NetworkPolicies.
-    pub policies: BTreeMap<ObjectName, Arc<NetworkPolicy>>,
+    pub policies: Table<ObjectName, NetworkPolicy>,
     /// Services.
-    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    pub services: Table<ObjectName, Service>,
     /// EndpointSlices.
-    pub slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    pub slices: Table<ObjectName, EndpointSlice>,
 }
 
 /// A Node.

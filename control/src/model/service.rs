@@ -40,6 +40,13 @@ pub struct Service {
     pub origin: Origin,
 }
 
+impl Service {
+    /// Every address of its own: `clusterIPs`, `externalIPs`, load balancers'.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.cluster_ips.iter().chain(&self.external_ips).chain(&self.load_balancer_ips).copied()
+    }
+}
+
 /// What kind of frontends a Service has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ServiceKind {

@@ -52,6 +52,8 @@ pub enum Offload {
     Segmentation,
     /// Received packets merged before anybody sees them (GRO, LRO).
     Merge,
+    /// GRO alone: on a veth it has received packets taken by NAPI, without which none can be redirected to it.
+    Gro,
 }
 
 impl Offload {
@@ -65,6 +67,7 @@ impl Offload {
             Self::Segmentation => {
                 (name.starts_with("tx-") && name.ends_with("-segmentation")) || name == "tx-gso-list"
             }
+            Self::Gro => name == "rx-gro",
             Self::Merge => {
                 matches!(name, "rx-gro" | "rx-gro-hw" | "rx-lro" | "rx-gro-list" | "rx-udp-gro-forwarding")
             }

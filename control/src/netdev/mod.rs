@@ -31,6 +31,8 @@ pub mod bound;
 mod decode;
 pub mod ethtool;
 pub mod features;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod host;
 pub mod neighbor;
 pub mod netns;

@@ -37,13 +37,20 @@ pub struct Plan {
     pub queues: u32,
     /// Offloads to switch off.
     pub off: Vec<Offload>,
+    /// Offloads to switch on.
+    pub on: Vec<Offload>,
 }
 
 impl Plan {
     /// For the host's end of a pod's veth. `generic` is the program's mode, `queues` the number of workers.
     #[must_use]
     pub fn pod(generic: bool, queues: u32) -> Self {
-        Self { up: true, queues, off: if generic { vec![Offload::Merge] } else { Vec::new() } }
+        Self {
+            up: true,
+            queues,
+            off: if generic { vec![Offload::Merge] } else { Vec::new() },
+            on: Vec::new(),
+        }
     }
 
     /// For the pod's end, in the pod's namespace.
@@ -54,7 +61,7 @@ impl Plan {
             // A native program has the kernel do this by itself.
             off.push(Offload::Segmentation);
         }
-        Self { up: false, queues: 0, off }
+        Self { up: false, queues: 0, off, on: vec![Offload::Gro] }
     }
 
     /// For an uplink; it must be up already.
@@ -68,7 +75,7 @@ impl Plan {
             off.push(Offload::TxChecksum);
             off.push(Offload::Segmentation);
         }
-        Self { up: false, queues, off }
+        Self { up: false, queues, off, on: Vec::new() }
     }
 }
 
@@ -215,11 +222,15 @@ fn prepare(
     let mut notes = Vec::new();
     let features = tools.ethtool.features(link.index)?;
     let is_off = |name: &str| plan.off.iter().any(|group| group.includes(name));
-    let off: BTreeMap<String, bool> = features
-        .wanted
+    let is_on = |name: &str| plan.on.iter().any(|group| group.includes(name));
+    let changes: BTreeMap<String, bool> = features
+        .changeable
         .iter()
-        .filter(|name| is_off(name) && features.changeable.contains(*name))
-        .map(|name| (name.clone(), false))
+        .filter_map(|name| match features.wanted.contains(name) {
+            true if is_off(name) => Some((name.clone(), false)),
+            false if is_on(name) => Some((name.clone(), true)),
+            _ => None,
+        })
         .collect();
     let channels = tools.ethtool.channels(link.index)?;
     let more = channels.map(|now| now.at_least(plan.queues)).filter(|more| Some(*more) != channels);
@@ -227,8 +238,8 @@ fn prepare(
 
     // What is recorded already is older than what the device is now, and is what it was.
     let mut original = record.of(&link, netns).cloned().unwrap_or_else(|| Original::of(&link, netns));
-    for name in off.keys() {
-        original.features.entry(name.clone()).or_insert(true);
+    for (name, on) in &changes {
+        original.features.entry(name.clone()).or_insert(!on);
     }
     if more.is_some() {
         original.channels = original.channels.or(channels);
@@ -236,8 +247,8 @@ fn prepare(
     original.was_down |= raise;
     record.put(original)?;
 
-    if !off.is_empty()
-        && let Err(e) = tools.ethtool.set_features(link.index, &off)
+    if !changes.is_empty()
+        && let Err(e) = tools.ethtool.set_features(link.index, &changes)
     {
         refuse_gone(e, &mut notes)?;
     }

@@ -1,4 +1,4 @@
-//! [`ReservedPorts`]: keeps a range of ports from the kernel, so that it gives none of them to the node's own
+//! [`ReservedPorts`]: keeps ports from the kernel, so that it gives none of them to the node's own
 //! connections (`net.ipv4.ip_local_reserved_ports`, which is for both families).
 //!
 //! What the administrator reserved stays so. What was added stands in a record on disk before it is added, so that
@@ -26,7 +26,7 @@ struct Content {
     added: Vec<(u16, u16)>,
 }
 
-/// A range kept from the kernel. Dropping it releases nothing: see [`ReservedPorts::release`].
+/// Ports kept from the kernel. Dropping it releases nothing: see [`ReservedPorts::release`].
 #[derive(Debug)]
 pub struct ReservedPorts {
     sysctl: PathBuf,
@@ -56,14 +56,15 @@ impl ReservedPorts {
         Ok(Self { sysctl: sysctl.to_owned(), record, added })
     }
 
-    /// Reserves the ports from `first` to `last`, and those only: what was reserved before by this record is released.
+    /// Reserves the ports of these ranges (first and last), and those only: what was reserved before by this record is
+    /// released.
     ///
     /// # Errors
     /// [`Error::Record`], also when the kernel's list cannot be read or written; nothing is changed then.
-    pub fn reserve(&mut self, first: u16, last: u16) -> Result<(), Error> {
+    pub fn reserve(&mut self, ranges: &[(u16, u16)]) -> Result<(), Error> {
         let now = self.read()?;
         let theirs = now.without(&self.added);
-        let ours = Ports::from_iter([(first, last)]).without(&theirs);
+        let ours = ranges.iter().copied().collect::<Ports>().without(&theirs);
         let before = std::mem::replace(&mut self.added, ours);
         // In the record is what may be ours on both sides of the change.
         self.save(&self.added.with(&before))?;
@@ -250,7 +251,7 @@ mod tests {
         ] {
             let world = World::new(before);
             let mut ports = world.open();
-            ports.reserve(40_000, 50_000).unwrap();
+            ports.reserve(&[(40_000, 50_000)]).unwrap();
             assert_eq!(world.list(), during);
             assert_eq!(world.recorded(), before.trim() != during);
             ports.release().unwrap();
@@ -260,11 +261,27 @@ mod tests {
     }
 
     #[test]
+    fn single_ports_come_and_go_beside_a_range() {
+        let world = World::new("30001\n");
+        let mut ports = world.open();
+        for (wanted, list) in [
+            (&[(40_000, 40_001), (30_000, 30_000), (30_001, 30_001)][..], "30000-30001,40000-40001"),
+            (&[(40_000, 40_001), (30_002, 30_002)], "30001-30002,40000-40001"),
+            (&[(40_000, 40_001)], "30001,40000-40001"),
+        ] {
+            ports.reserve(wanted).unwrap();
+            assert_eq!(world.list(), list);
+        }
+        ports.release().unwrap();
+        assert_eq!(world.list(), "30001");
+    }
+
+    #[test]
     fn the_next_daemon_takes_back_what_a_killed_one_added() {
         let world = World::new("8080,41000\n");
-        world.open().reserve(40_000, 42_000).unwrap();
+        world.open().reserve(&[(40_000, 42_000)]).unwrap();
         let mut next = world.open();
-        next.reserve(50_000, 50_001).unwrap();
+        next.reserve(&[(50_000, 50_001)]).unwrap();
         assert_eq!(world.list(), "8080,41000,50000-50001");
         drop(next);
         let mut last = world.open();
@@ -278,12 +295,12 @@ mod tests {
     fn what_others_change_meanwhile_stays() {
         let world = World::new("1\n");
         let mut ports = world.open();
-        ports.reserve(40_000, 40_001).unwrap();
+        ports.reserve(&[(40_000, 40_001)]).unwrap();
         fs::write(world.0.join("sysctl"), "2,40000-40001,60000\n").unwrap();
         ports.release().unwrap();
         assert_eq!(world.list(), "2,60000");
         // Somebody else has cleared the list.
-        ports.reserve(40_000, 40_001).unwrap();
+        ports.reserve(&[(40_000, 40_001)]).unwrap();
         fs::write(world.0.join("sysctl"), "\n").unwrap();
         ports.release().unwrap();
         assert_eq!(world.list(), "");
@@ -296,12 +313,12 @@ mod tests {
         fs::remove_file(world.0.join("sysctl")).unwrap();
         // A folder can be neither read nor written.
         fs::create_dir(world.0.join("sysctl")).unwrap();
-        let text = ports.reserve(40_000, 40_001).unwrap_err().to_string();
+        let text = ports.reserve(&[(40_000, 40_001)]).unwrap_err().to_string();
         assert!(text.starts_with("cannot read ") && text.contains("sysctl"), "{text}");
         assert!(!world.recorded() && ports.added.is_empty());
         ports.release().unwrap();
         let odd = World::new("1-x\n");
-        let text = odd.open().reserve(40_000, 40_001).unwrap_err().to_string();
+        let text = odd.open().reserve(&[(40_000, 40_001)]).unwrap_err().to_string();
         assert!(text.contains("not a list of ports"), "{text}");
         fs::write(odd.0.join(FILE), br#"{"version": 9, "added": []}"#).unwrap();
         let text = ReservedPorts::at(&odd.0, &odd.0.join("sysctl")).unwrap_err().to_string();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::document::{self, Fault};
 use super::kinds::{KINDS, Key, Kind, Object, closed};
 use super::{Problem, Severity};
-use crate::model::{Model, Namespace, ObjectName, Origin, Pod};
+use crate::model::{Model, Namespace, ObjectName, Origin, Pod, Table};
 
 /// What one file holds.
 #[derive(Clone, Debug, Default)]
@@ -253,14 +253,19 @@ pub(super) fn overlapping_cidrs(model: &Model, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Keeps the `Arc`s of `old` for objects that are equal in `new`.
+/// Keeps the `Arc`s of `old` for objects that are equal in `new`, and what its tables share.
 pub(super) fn reuse(old: &Model, new: &mut Model) {
-    fn each<K: Ord, V: PartialEq>(old: &BTreeMap<K, Arc<V>>, new: &mut BTreeMap<K, Arc<V>>) {
-        for (key, value) in new {
-            if let Some(before) = old.get(key).filter(|b| *b == value) {
-                *value = before.clone();
+    /// What is left of `old` when all that differs is as in `new`: chunks without a difference stay shared.
+    fn each<K: Ord + Clone, V: PartialEq>(old: &Table<K, V>, new: &mut Table<K, V>) {
+        let mut kept = old.clone();
+        for (key, before, after) in old.diff(new) {
+            match after {
+                Some(after) if before.is_some_and(|b| b == after) => {}
+                Some(after) => drop(kept.insert(key.clone(), after.clone())),
+                None => drop(kept.remove(key)),
             }
         }
+        *new = kept;
     }
     each(&old.nodes, &mut new.nodes);
     each(&old.namespaces, &mut new.namespaces);

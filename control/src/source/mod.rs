@@ -219,6 +219,13 @@ impl Source {
         }
     }
 
+    /// Tells whether this node forwards; a folder of manifests is told nothing.
+    pub fn tell(&self, readiness: kubernetes::NodeReadiness) {
+        if let Source::Kubernetes(source) = self {
+            source.tell(readiness);
+        }
+    }
+
     /// How it is.
     #[must_use]
     pub fn state(&self) -> Receiver<SourceState> {

@@ -1,8 +1,6 @@
 //! The API gives the model that the same objects in a folder give.
 
-use std::collections::BTreeMap;
-
-use fastpath_control::model::{Model, Origin};
+use fastpath_control::model::{Model, Origin, Table};
 use fastpath_control::source::load_dir;
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::TestRunner;
@@ -164,7 +162,7 @@ fn plain(model: &Model) -> Model {
     let mut model = model.clone();
     model.namespaces.retain(|name, _| ours(name));
     model.services.retain(|name, _| ours(&name.namespace));
-    fn each<K: Ord, V: Clone>(map: &mut BTreeMap<K, Arc<V>>, set: impl Fn(&mut V)) {
+    fn each<K: Ord, V: Clone>(map: &mut Table<K, V>, set: impl Fn(&mut V)) {
         map.values_mut().for_each(|v| set(Arc::make_mut(v)));
     }
     each(&mut model.nodes, |o| o.origin = Origin::Api);

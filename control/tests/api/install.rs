@@ -101,19 +101,35 @@ fn rights_are_enough_and_the_least() {
     let review = (review.0.to_owned(), review.1.to_owned(), review.2.to_owned());
     assert_eq!(used(&server), allowed(&server).into_iter().chain([review]).collect());
 
+    // The condition is a right more, which the optional piece gives.
+    let with_condition = doctor_of(&server, &account, "node_condition = true\n");
+    assert_eq!(with_condition[1..], [("error".to_owned(), "may not patch nodes/status".to_owned())]);
+    server.kubectl(&[
+        "apply",
+        "-f",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/k8s/node-condition.yaml"),
+    ]);
+    let good = doctor_of(&server, &account, "node_condition = true\n");
+    assert!(good.len() == 1 && good[0].0 == "ok", "{good:?}");
+
     // An account without the role: each right by name, and nothing else.
     let denied: BTreeSet<String> =
         doctor(&server.agent_config()).into_iter().skip(1).map(|(_, said)| said).collect();
-    let rights = fastpath_control::source::kubernetes::rights();
+    let rights = fastpath_control::source::kubernetes::rights(false);
     assert_eq!(denied, rights.iter().map(|right| format!("may not {right}")).collect());
 }
 
 /// What the doctor says of the API server: level, what was found.
 fn doctor(server: &Server, kubeconfig: &Path) -> Vec<(String, String)> {
+    doctor_of(server, kubeconfig, "")
+}
+
+/// The same with more keys of `[source]`.
+fn doctor_of(server: &Server, kubeconfig: &Path, more: &str) -> Vec<(String, String)> {
     let file = server.dir().join("doctor.toml");
     let kubeconfig = kubeconfig.display();
     let config = format!(
-        "[node]\nname = \"node-x\"\n[source]\nkind = \"kubernetes\"\nkubeconfig = \"{kubeconfig}\"\n"
+        "[node]\nname = \"node-x\"\n[source]\nkind = \"kubernetes\"\nkubeconfig = \"{kubeconfig}\"\n{more}"
     );
     std::fs::write(&file, config).expect("write the config");
     let out = Command::new(env!("CARGO_BIN_EXE_fastpath"))

@@ -9,6 +9,7 @@
 //! | `install` | `configs/k8s/install.yaml` is accepted; its account may do what the daemon does, and nothing else |
 //! | `equivalence` | the API gives the model that the same objects in a folder give |
 //! | `outage` | connections cut, etcd compacted, the API away, the saved state |
+//! | `condition` | the condition on the own Node |
 //! | `burst` | thousands of objects: time, memory, number of updates |
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say so and fail")]
@@ -16,6 +17,7 @@
 #[path = "../apiserver/mod.rs"]
 mod apiserver;
 mod burst;
+mod condition;
 mod equivalence;
 mod follow;
 mod install;
@@ -56,6 +58,17 @@ fn server(options: Options) -> Server {
     server
 }
 
+fn settings(kubeconfig: &Path, data_dir: Option<&Path>) -> KubernetesSettings {
+    KubernetesSettings {
+        kubeconfig: Some(kubeconfig.to_owned()),
+        api_server: None,
+        node: "node-under-test".to_owned(),
+        data_dir: data_dir.map(Path::to_owned),
+        annotations: true,
+        node_condition: false,
+    }
+}
+
 /// The source, as the daemon starts it.
 struct Source {
     source: KubernetesSource,
@@ -64,13 +77,7 @@ struct Source {
 impl Source {
     /// By a kubeconfig; with a folder for the saved state, or none.
     fn start(kubeconfig: &Path, data_dir: Option<&Path>) -> Self {
-        let settings = KubernetesSettings {
-            kubeconfig: Some(kubeconfig.to_owned()),
-            api_server: None,
-            node: "node-under-test".to_owned(),
-            data_dir: data_dir.map(Path::to_owned),
-            annotations: true,
-        };
+        let settings = settings(kubeconfig, data_dir);
         Source { source: KubernetesSource::start(settings).expect("the kubeconfig is good") }
     }
 

@@ -28,6 +28,7 @@
 //! | `host` | the node's own processes: pods, services, node ports and host ports, both ways |
 //! | `nat` | SNAT, ICMP errors and path MTU through translation, fragments |
 //! | `mistakes` | what other dataplanes got wrong |
+//! | `outbox` | full vectors, sent to many veths in one call |
 //! | `cni` | the CNI plugin, as a runtime calls it |
 //! | `operation` | health, metrics, health checks of services, uplinks by network, capabilities, doctor |
 //! | `flood` | a SYN flood beside what is established |
@@ -57,6 +58,7 @@ mod nat;
 mod operation;
 #[path = "../oracle/mod.rs"]
 mod oracle;
+mod outbox;
 mod pinhole;
 mod policy;
 mod security;

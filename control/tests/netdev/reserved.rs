@@ -34,11 +34,11 @@ fn reserved_ports_are_added_and_taken_back() {
     for before in ["", "8080,40100-40200"] {
         ns.within(|| std::fs::write(LIST, format!("{before}\n")).unwrap());
         // A daemon that is killed, and the next one, which ends as it should.
-        ns.within(|| ReservedPorts::open(&state.0).unwrap().reserve(40_000, 56_383).unwrap());
+        ns.within(|| ReservedPorts::open(&state.0).unwrap().reserve(&[(40_000, 56_383)]).unwrap());
         assert!(list().ends_with("40000-56383"), "{}", list());
         ns.within(|| {
             let mut ports = ReservedPorts::open(&state.0).unwrap();
-            ports.reserve(41_000, 42_000).unwrap();
+            ports.reserve(&[(41_000, 42_000)]).unwrap();
             assert!(std::fs::read_to_string(LIST).unwrap().contains("41000-42000"));
             ports.release().unwrap();
         });
@@ -55,7 +55,7 @@ fn the_kernel_gives_no_reserved_port_away() {
     ns.within(|| {
         std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40019\n").unwrap();
         let mut ports = ReservedPorts::open(&state.0).unwrap();
-        ports.reserve(40_000, 40_009).unwrap();
+        ports.reserve(&[(40_000, 40_009)]).unwrap();
         let sockets: Vec<_> = (0..5).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         for socket in &sockets {
             let port = socket.local_addr().unwrap().port();

@@ -1,6 +1,5 @@
 //! Random clusters, small enough that everything in them meets: few labels, few ports, nested address blocks.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -282,8 +281,8 @@ pub(crate) fn model(world: &World) -> Model {
         namespaces: world.namespaces.iter().map(namespace).collect(),
         pods: world.pods.iter().map(|p| (p.name.clone(), p.clone())).collect(),
         policies: world.policies.iter().map(policy).collect(),
-        services: BTreeMap::new(),
-        slices: BTreeMap::new(),
+        services: Default::default(),
+        slices: Default::default(),
     }
 }
 

@@ -152,60 +152,66 @@ pub trait Node {
 
     /// The loop and bookkeeping.
     #[inline]
-    fn run(&mut self, cx: &mut Context<'_>, input: &mut Vec<u16>, lists: &mut Lists) {
-        for packet in input.drain(..) {
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        for &packet in input {
             let next = self.one(cx, packet);
             lists.push(cx, packet, next);
         }
     }
 }
 
-/// The packet numbers waiting for each node.
+/// Packet numbers that wait for a node. It has room for the whole vector, and a packet waits for one node at a time:
+/// adding one needs no check.
 #[derive(Debug)]
-pub struct Lists {
-    parse: Vec<u16>,
-    decap: Vec<u16>,
-    source: Vec<u16>,
-    fragment: Vec<u16>,
-    flow: Vec<u16>,
-    service: Vec<u16>,
-    policy: Vec<u16>,
-    snat: Vec<u16>,
-    route: Vec<u16>,
-    rewrite: Vec<u16>,
-    punt: Vec<u16>,
-    icmp: Vec<u16>,
-    encap: Vec<u16>,
-    neighbor: Vec<u16>,
-    tx: Vec<u16>,
+struct List {
+    numbers: Box<[u16; VECTOR]>,
+    len: usize,
 }
 
-impl Default for Lists {
+impl Default for List {
     fn default() -> Self {
-        let list = || Vec::with_capacity(VECTOR);
-        Self {
-            parse: list(),
-            decap: list(),
-            source: list(),
-            fragment: list(),
-            flow: list(),
-            service: list(),
-            policy: list(),
-            snat: list(),
-            route: list(),
-            rewrite: list(),
-            punt: list(),
-            icmp: list(),
-            encap: list(),
-            neighbor: list(),
-            tx: list(),
-        }
+        Self { numbers: Box::new([0; VECTOR]), len: 0 }
     }
+}
+
+impl List {
+    #[inline]
+    fn push(&mut self, packet: u16) {
+        self.numbers[self.len % VECTOR] = packet;
+        self.len += 1;
+    }
+
+    #[inline]
+    fn as_slice(&self) -> &[u16] {
+        self.numbers.get(..self.len).unwrap_or(&self.numbers[..])
+    }
+}
+
+/// The packet numbers waiting for each node.
+#[derive(Debug, Default)]
+pub struct Lists {
+    parse: List,
+    decap: List,
+    source: List,
+    fragment: List,
+    flow: List,
+    service: List,
+    policy: List,
+    snat: List,
+    route: List,
+    rewrite: List,
+    punt: List,
+    icmp: List,
+    encap: List,
+    neighbor: List,
+    tx: List,
 }
 
 impl Lists {
     /// Puts a packet on the list that `next` names; drops are counted here.
-    #[inline]
+    ///
+    /// Where a node's answer is known, only the branch that it takes is left.
+    #[inline(always)]
     pub fn push(&mut self, cx: &mut Context<'_>, packet: u16, next: Next) {
         match next {
             Next::Decap => self.decap.push(packet),
@@ -228,6 +234,7 @@ impl Lists {
         }
     }
 
+    #[cold]
     fn answer(&mut self, cx: &mut Context<'_>, packet: u16, reason: DropReason, answer: Answer) {
         count_drop(cx.stats, reason);
         cx.packets.setup_mut(packet).answer = Some(answer);
@@ -247,10 +254,15 @@ pub fn count_drop(stats: &WorkerStats, reason: DropReason) {
 #[inline]
 pub fn count_rules(counters: &[RuleCounter], rules: Rules, bytes: u16) {
     if rules != Rules::NONE {
-        for c in deciders(counters, rules) {
-            c.packets.add(1);
-            c.bytes.add(u64::from(bytes));
-        }
+        count_packets(counters, rules, 1, bytes.into());
+    }
+}
+
+/// Counts packets of `bytes` in all for the rules that decided on them.
+pub fn count_packets(counters: &[RuleCounter], rules: Rules, packets: u64, bytes: u64) {
+    for c in deciders(counters, rules) {
+        c.packets.add(packets);
+        c.bytes.add(bytes);
     }
 }
 
@@ -268,6 +280,8 @@ fn deciders(counters: &[RuleCounter], rules: Rules) -> impl Iterator<Item = &Rul
 #[derive(Debug, Default)]
 pub struct Graph {
     lists: Lists,
+    /// Of the node at work, whose own list may grow meanwhile.
+    input: List,
     parse: nodes::Parse,
     decap: nodes::Decap,
     source: nodes::Source,
@@ -296,23 +310,24 @@ impl Graph {
     /// Afterwards [`Graph::sent`] gives the packets to transmit, and frames of dropped packets lie in
     /// the vector still, to be given back to the pool.
     pub fn run(&mut self, clock: &quanta::Clock, cx: &mut Context<'_>) {
-        self.lists.tx.clear();
-        self.lists.parse.extend(cx.packets.numbers());
+        let (lists, input) = (&mut self.lists, &mut self.input);
+        lists.tx.len = 0;
+        cx.packets.numbers().for_each(|packet| lists.parse.push(packet));
 
-        step(clock, cx, &mut self.lists, |l| &mut l.parse, &mut self.parse);
-        step(clock, cx, &mut self.lists, |l| &mut l.decap, &mut self.decap);
-        step(clock, cx, &mut self.lists, |l| &mut l.source, &mut self.source);
-        step(clock, cx, &mut self.lists, |l| &mut l.fragment, &mut self.fragment);
-        step(clock, cx, &mut self.lists, |l| &mut l.flow, &mut self.flow);
-        step(clock, cx, &mut self.lists, |l| &mut l.service, &mut self.service);
-        step(clock, cx, &mut self.lists, |l| &mut l.policy, &mut self.policy);
-        step(clock, cx, &mut self.lists, |l| &mut l.snat, &mut self.snat);
-        step(clock, cx, &mut self.lists, |l| &mut l.route, &mut self.route);
-        step(clock, cx, &mut self.lists, |l| &mut l.rewrite, &mut self.rewrite);
-        step(clock, cx, &mut self.lists, |l| &mut l.punt, &mut self.punt);
-        step(clock, cx, &mut self.lists, |l| &mut l.icmp, &mut self.icmp);
-        step(clock, cx, &mut self.lists, |l| &mut l.encap, &mut self.encap);
-        step(clock, cx, &mut self.lists, |l| &mut l.neighbor, &mut self.neighbor);
+        step(clock, cx, lists, input, |l| &mut l.parse, &mut self.parse);
+        step(clock, cx, lists, input, |l| &mut l.decap, &mut self.decap);
+        step(clock, cx, lists, input, |l| &mut l.source, &mut self.source);
+        step(clock, cx, lists, input, |l| &mut l.fragment, &mut self.fragment);
+        step(clock, cx, lists, input, |l| &mut l.flow, &mut self.flow);
+        step(clock, cx, lists, input, |l| &mut l.service, &mut self.service);
+        step(clock, cx, lists, input, |l| &mut l.policy, &mut self.policy);
+        step(clock, cx, lists, input, |l| &mut l.snat, &mut self.snat);
+        step(clock, cx, lists, input, |l| &mut l.route, &mut self.route);
+        step(clock, cx, lists, input, |l| &mut l.rewrite, &mut self.rewrite);
+        step(clock, cx, lists, input, |l| &mut l.punt, &mut self.punt);
+        step(clock, cx, lists, input, |l| &mut l.icmp, &mut self.icmp);
+        step(clock, cx, lists, input, |l| &mut l.encap, &mut self.encap);
+        step(clock, cx, lists, input, |l| &mut l.neighbor, &mut self.neighbor);
     }
 
     /// Packets that the graph has held back and takes up again in the next vectors that have room for them.
@@ -335,7 +350,7 @@ impl Graph {
     /// Numbers of the packets to transmit after [`Graph::run`], each by its `Meta::egress`.
     #[must_use]
     pub fn sent(&self) -> &[u16] {
-        &self.lists.tx
+        self.lists.tx.as_slice()
     }
 }
 
@@ -345,18 +360,19 @@ fn step<N: Node>(
     clock: &quanta::Clock,
     cx: &mut Context<'_>,
     lists: &mut Lists,
-    list: fn(&mut Lists) -> &mut Vec<u16>,
+    input: &mut List,
+    list: fn(&mut Lists) -> &mut List,
     node: &mut N,
 ) {
-    // Taken and put back, so that the node may push to every list; an empty Vec allocates nothing.
-    let mut input = mem::take(list(lists));
-    if !input.is_empty() || node.is_due(cx.now) {
-        let packets = input.len() as u64;
+    let waiting = list(lists);
+    if waiting.len > 0 || node.is_due(cx.now) {
+        input.len = 0;
+        mem::swap(waiting, input);
+        let packets = input.len as u64;
         let start = clock.raw();
-        node.run(cx, &mut input, lists);
+        node.run(cx, input.as_slice(), lists);
         record(cx.stats, N::ID, packets, clock.raw().wrapping_sub(start));
     }
-    *list(lists) = input;
 }
 
 /// Adds one vector to a node's runtime counters.

@@ -74,24 +74,30 @@ impl Setup {
 /// have a power-of-two length, so that every access is in bounds by a mask.
 #[derive(Debug)]
 pub struct Packets {
-    frames: Box<[Option<Frame>; VECTOR]>,
-    meta: Box<[Meta; VECTOR]>,
-    key: Box<[FlowKey; VECTOR]>,
-    transform: Box<[Transform; VECTOR]>,
-    setup: Box<[Setup; VECTOR]>,
+    /// One place in memory for all: one pointer leads to every packet's parts.
+    all: Box<Arrays>,
     len: u16,
+}
+
+#[derive(Debug)]
+struct Arrays {
+    frames: [Option<Frame>; VECTOR],
+    meta: [Meta; VECTOR],
+    key: [FlowKey; VECTOR],
+    transform: [Transform; VECTOR],
+    setup: [Setup; VECTOR],
 }
 
 impl Default for Packets {
     fn default() -> Self {
-        Self {
-            frames: Box::new([const { None }; VECTOR]),
-            meta: Box::new([Meta::default(); VECTOR]),
-            key: Box::new([FlowKey::EMPTY; VECTOR]),
-            transform: Box::new([Transform::identity(&FlowKey::EMPTY); VECTOR]),
-            setup: Box::new([Setup::first(FlowKey::EMPTY); VECTOR]),
-            len: 0,
-        }
+        let all = Arrays {
+            frames: [const { None }; VECTOR],
+            meta: [Meta::default(); VECTOR],
+            key: [FlowKey::EMPTY; VECTOR],
+            transform: [Transform::identity(&FlowKey::EMPTY); VECTOR],
+            setup: [Setup::first(FlowKey::EMPTY); VECTOR],
+        };
+        Self { all: Box::new(all), len: 0 }
     }
 }
 
@@ -122,9 +128,8 @@ impl Packets {
             return Some(frame);
         }
         let i = usize::from(self.len) & MASK;
-        self.frames[i] = Some(frame);
-        self.meta[i] = Meta { ingress, ..Meta::default() };
-        self.setup[i].stale = None;
+        self.all.frames[i] = Some(frame);
+        self.all.meta[i] = Meta { ingress, ..Meta::default() };
         self.len += 1;
         None
     }
@@ -145,15 +150,15 @@ impl Packets {
             return Err(frame);
         }
         let i = usize::from(number) & MASK;
-        self.meta[i] = meta;
-        self.key[i] = key;
+        self.all.meta[i] = meta;
+        self.all.key[i] = key;
         Ok(number)
     }
 
     /// Forgets all packets, giving frames that are still here to `put`.
     #[inline]
     pub fn drain(&mut self, mut put: impl FnMut(Frame)) {
-        for slot in self.frames.iter_mut().take(usize::from(self.len)) {
+        for slot in self.all.frames.iter_mut().take(usize::from(self.len)) {
             if let Some(frame) = slot.take() {
                 put(frame);
             }
@@ -164,85 +169,123 @@ impl Packets {
     /// Takes a packet's frame out.
     #[inline]
     pub fn take(&mut self, i: u16) -> Option<Frame> {
-        self.frames[usize::from(i) & MASK].take()
+        self.all.frames[usize::from(i) & MASK].take()
     }
 
     /// Puts a frame in the place of one that was taken out.
     #[inline]
     pub fn put(&mut self, i: u16, frame: Frame) {
-        self.frames[usize::from(i) & MASK] = Some(frame);
+        self.all.frames[usize::from(i) & MASK] = Some(frame);
     }
 
     /// A packet's frame.
     #[inline]
     pub fn frame_mut(&mut self, i: u16) -> Option<&mut Frame> {
-        self.frames[usize::from(i) & MASK].as_mut()
+        self.all.frames[usize::from(i) & MASK].as_mut()
     }
 
     /// A packet's bytes.
     #[inline]
     #[must_use]
     pub fn data(&self, i: u16) -> &[u8] {
-        self.frames[usize::from(i) & MASK].as_ref().map_or(&[], Frame::data)
+        self.all.frames[usize::from(i) & MASK].as_ref().map_or(&[], Frame::data)
     }
 
     /// A packet's bytes, writable.
     #[inline]
     pub fn data_mut(&mut self, i: u16) -> &mut [u8] {
-        self.frames[usize::from(i) & MASK].as_mut().map_or(&mut [], Frame::data_mut)
+        self.all.frames[usize::from(i) & MASK].as_mut().map_or(&mut [], Frame::data_mut)
+    }
+
+    /// Starts to bring a packet's headers into the cache.
+    #[inline]
+    pub fn prefetch(&self, i: u16) {
+        if let Some(frame) = &self.all.frames[usize::from(i) & MASK] {
+            frame.prefetch();
+        }
+    }
+
+    /// The same for where encapsulation writes.
+    #[inline]
+    pub fn prefetch_headroom(&self, i: u16) {
+        if let Some(frame) = &self.all.frames[usize::from(i) & MASK] {
+            frame.prefetch_headroom();
+        }
+    }
+
+    /// The flow keys of all packets.
+    #[inline]
+    #[must_use]
+    pub fn keys(&self) -> &[FlowKey] {
+        self.all.key.get(..self.len()).unwrap_or_default()
     }
 
     /// A packet's metadata.
     #[inline]
     #[must_use]
     pub fn meta(&self, i: u16) -> &Meta {
-        &self.meta[usize::from(i) & MASK]
+        &self.all.meta[usize::from(i) & MASK]
     }
 
     /// A packet's metadata, writable.
     #[inline]
     pub fn meta_mut(&mut self, i: u16) -> &mut Meta {
-        &mut self.meta[usize::from(i) & MASK]
+        &mut self.all.meta[usize::from(i) & MASK]
     }
 
     /// A packet's flow key.
     #[inline]
     #[must_use]
     pub fn key(&self, i: u16) -> &FlowKey {
-        &self.key[usize::from(i) & MASK]
+        &self.all.key[usize::from(i) & MASK]
     }
 
     /// What `rewrite` will do to a packet.
     #[inline]
     #[must_use]
     pub fn transform(&self, i: u16) -> &Transform {
-        &self.transform[usize::from(i) & MASK]
+        &self.all.transform[usize::from(i) & MASK]
     }
 
     /// What `rewrite` will do to a packet, writable.
     #[inline]
     pub fn transform_mut(&mut self, i: u16) -> &mut Transform {
-        &mut self.transform[usize::from(i) & MASK]
+        &mut self.all.transform[usize::from(i) & MASK]
     }
 
     /// What the slow path knows of a packet's flow.
     #[inline]
     #[must_use]
     pub fn setup(&self, i: u16) -> &Setup {
-        &self.setup[usize::from(i) & MASK]
+        &self.all.setup[usize::from(i) & MASK]
     }
 
     /// What the slow path knows of a packet's flow, writable.
     #[inline]
     pub fn setup_mut(&mut self, i: u16) -> &mut Setup {
-        &mut self.setup[usize::from(i) & MASK]
+        &mut self.all.setup[usize::from(i) & MASK]
+    }
+
+    /// Bytes, metadata and transform of a packet at once.
+    #[inline]
+    pub fn decided(&mut self, i: u16) -> (&mut [u8], &mut Meta, &Transform) {
+        let (i, all) = (usize::from(i) & MASK, &mut *self.all);
+        let data = all.frames[i].as_mut().map_or(&mut [][..], Frame::data_mut);
+        (data, &mut all.meta[i], &all.transform[i])
+    }
+
+    /// Frame and metadata of a packet at once.
+    #[inline]
+    pub fn framed(&mut self, i: u16) -> (Option<&mut Frame>, &mut Meta) {
+        let (i, all) = (usize::from(i) & MASK, &mut *self.all);
+        (all.frames[i].as_mut(), &mut all.meta[i])
     }
 
     /// Bytes, metadata and key of a packet at once.
     #[inline]
     pub fn parts(&mut self, i: u16) -> (&mut [u8], &mut Meta, &mut FlowKey) {
-        let i = usize::from(i) & MASK;
-        let data = self.frames[i].as_mut().map_or(&mut [][..], Frame::data_mut);
-        (data, &mut self.meta[i], &mut self.key[i])
+        let (i, all) = (usize::from(i) & MASK, &mut *self.all);
+        let data = all.frames[i].as_mut().map_or(&mut [][..], Frame::data_mut);
+        (data, &mut all.meta[i], &mut all.key[i])
     }
 }

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
+use region::Region;
+
 pub mod region;
 
 #[cfg(test)]
@@ -101,6 +103,19 @@ impl Frame {
         unsafe { slice::from_raw_parts_mut(self.ptr.as_ptr().add(usize::from(self.head)), self.len()) }
     }
 
+    /// Starts to bring the packet's first cache line into the cache. Frames lie 2 or 4 KiB apart, so that the headers of
+    /// a few dozen are all that the first-level cache can hold.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(self.ptr.as_ptr().wrapping_add(usize::from(self.head)));
+    }
+
+    /// The same for the cache line in front of the packet, where encapsulation writes.
+    #[inline]
+    pub fn prefetch_headroom(&self) {
+        prefetch(self.ptr.as_ptr().wrapping_add(usize::from(self.head)).wrapping_sub(64));
+    }
+
     /// Room in front of the packet, in bytes.
     #[inline]
     #[must_use]
@@ -172,6 +187,18 @@ impl Frame {
     }
 }
 
+#[inline]
+fn prefetch(at: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: SSE is part of x86-64; the instruction is a hint that neither faults nor accesses anything, whatever the
+    // address is.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast::<i8>());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, region, head, len, .. } = self;
@@ -179,33 +206,68 @@ impl fmt::Debug for Frame {
     }
 }
 
-/// The way home: a handed-over frame ends in the pool of the worker that sent it, and comes back to its own
-/// worker by this queue.
+/// The way home of frames whose region has no queue for that: a handed-over frame ends in the pool of the worker that sent
+/// it, and comes back to its own worker by this queue.
 pub type Exchange = Arc<ArrayQueue<Frame>>;
 
-/// The free frames of one worker.
+/// The free frames of one worker, apart by region: an AF_XDP port takes only frames of its own memory.
 #[derive(Debug)]
 pub struct Pool {
+    /// By region number, from `first` on; those of numbers between that are not this pool's are empty.
+    lists: Vec<List>,
+    first: u32,
+    exchange: Exchange,
+}
+
+/// The free frames of one region, or of a worker's part of it.
+#[derive(Debug, Default)]
+struct List {
     free: Vec<Frame>,
     /// Numbers of the frames it was made with.
     own: Range<u32>,
     share: usize,
-    exchange: Exchange,
+    /// Where other workers put them.
+    home: Option<&'static ArrayQueue<Frame>>,
+}
+
+impl List {
+    fn add(&mut self, frame: Frame) {
+        let (from, to) = (frame.index, frame.index + 1);
+        self.own = if self.share == 0 { from..to } else { self.own.start.min(from)..self.own.end.max(to) };
+        self.share += 1;
+        self.home = frame.home;
+        self.free.push(frame);
+    }
+
+    #[inline]
+    fn get(&mut self, exchange: &ArrayQueue<Frame>) -> Option<Frame> {
+        self.free.pop().or_else(|| self.home.unwrap_or(exchange).pop())
+    }
 }
 
 impl Pool {
-    /// Takes the worker's share of the region's frames: those of successive numbers.
+    /// Takes the worker's share: whole regions that have a home, or successive frames of one that has none.
     ///
-    /// `exchange` is common to all workers; it must have room for all frames of the region. A pool of no frames
-    /// passes all it is given to the exchange: for a thread that only closes ports.
+    /// `exchange` is common to all workers; it must have room for all frames that have no home. A pool of no frames
+    /// passes all it is given on: for a thread that only closes ports.
     #[must_use]
-    pub fn new(mut frames: Vec<Frame>, exchange: Exchange) -> Self {
-        let share = frames.len();
-        let end = frames.iter().map(|f| f.index + 1).max().unwrap_or(0);
-        let own = frames.iter().map(|f| f.index).min().unwrap_or(0)..end;
-        // Twice the share: the surplus goes to the exchange before the list could grow.
-        frames.reserve_exact(share + 1);
-        Self { free: frames, own, share, exchange }
+    pub fn new(frames: Vec<Frame>, exchange: Exchange) -> Self {
+        let first = frames.iter().map(|f| f.region).min().unwrap_or(0);
+        let mut lists: Vec<List> = Vec::new();
+        for frame in frames {
+            let at = (frame.region - first) as usize;
+            if at >= lists.len() {
+                lists.resize_with(at + 1, List::default);
+            }
+            if let Some(list) = lists.get_mut(at) {
+                list.add(frame);
+            }
+        }
+        for list in &mut lists {
+            // The surplus goes away before the list could grow.
+            list.free.reserve_exact(1);
+        }
+        Self { lists, first, exchange }
     }
 
     /// A pool of `count` frames of `size` bytes in fresh memory, kept for the life of the process.
@@ -216,47 +278,64 @@ impl Pool {
         Self::new(frames, Arc::new(ArrayQueue::new(count.max(1))))
     }
 
-    /// An empty frame, or `None` when all are in use.
     #[inline]
-    pub fn get(&mut self) -> Option<Frame> {
-        self.free.pop().or_else(|| self.exchange.pop())
+    fn list(&self, region: u32) -> Option<&List> {
+        self.lists.get(region.wrapping_sub(self.first) as usize)
     }
 
-    /// Takes a frame back. Another pool's frame goes to the exchange, as this pool's ports may hold so many of
-    /// its own that it would swallow them all; one of a port's private memory goes home to that port.
+    /// An empty frame of whatever region, or `None` when all are in use.
+    #[inline]
+    pub fn get(&mut self) -> Option<Frame> {
+        let exchange = &*self.exchange;
+        self.lists.iter_mut().find_map(|list| list.get(exchange)).or_else(|| exchange.pop())
+    }
+
+    /// An empty frame of `region`, or `None` when all of them are in use.
+    #[inline]
+    pub fn get_of(&mut self, region: &Region) -> Option<Frame> {
+        self.lists.get_mut(region.id.wrapping_sub(self.first) as usize)?.get(&self.exchange)
+    }
+
+    /// Takes a frame back. Another worker's goes to where that one finds it, as this worker's ports may hold so many
+    /// of its own that it would swallow them all; one of a port's private memory goes home to that port.
     #[inline]
     pub fn put(&mut self, mut frame: Frame) {
         frame.reset();
-        let frame = match frame.home {
-            None => frame,
-            Some(home) => match home.push(frame) {
-                Ok(()) => return,
-                Err(frame) => frame,
-            },
+        let own = self.lists.get_mut(frame.region.wrapping_sub(self.first) as usize);
+        let frame = match own {
+            Some(list) if list.own.contains(&frame.index) && list.free.len() < list.share => {
+                return list.free.push(frame);
+            }
+            _ => frame,
         };
-        if self.own.contains(&frame.index) && self.free.len() < self.share {
-            self.free.push(frame);
-        } else if let Err(frame) = self.exchange.push(frame) {
-            self.free.push(frame);
+        let Err(frame) = frame.home.unwrap_or(&self.exchange).push(frame) else { return };
+        // No queue was made large enough: kept rather than lost.
+        if self.lists.is_empty() {
+            self.lists.push(List::default());
+            self.first = frame.region;
+        }
+        if let Some(list) = self.lists.first_mut() {
+            list.free.push(frame);
         }
     }
 
-    /// Free frames in this pool, without those in the exchange.
+    /// Free frames in this pool, without those that other workers have put where it finds them.
     #[must_use]
     pub fn available(&self) -> usize {
-        self.free.len()
+        self.lists.iter().map(|list| list.free.len()).sum()
     }
 
-    /// Frames that [`Pool::get`] can give: those of the exchange too, looked at only when this pool runs low.
+    /// Frames that [`Pool::get_of`] can give: those other workers gave back too, looked at only when this pool runs low.
     #[must_use]
-    pub fn reachable(&self) -> usize {
-        let free = self.free.len();
-        if free * 2 > self.share { free } else { free + self.exchange.len() }
+    pub fn reachable(&self, region: &Region) -> usize {
+        let Some(list) = self.list(region.id) else { return 0 };
+        let free = list.free.len();
+        if free * 2 > list.share { free } else { free + list.home.unwrap_or(&self.exchange).len() }
     }
 
-    /// Frames this pool was made with; it never holds more.
+    /// Frames of `region` this pool was made with; it never holds more.
     #[must_use]
-    pub fn share(&self) -> usize {
-        self.share
+    pub fn share(&self, region: &Region) -> usize {
+        self.list(region.id).map_or(0, |list| list.share)
     }
 }

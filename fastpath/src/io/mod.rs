@@ -35,6 +35,16 @@ pub trait Port: Send {
     /// Returns whether frames that `tx` took still wait for the device to take more: call again soon.
     fn refill(&mut self, pool: &mut Pool) -> bool;
 
+    /// Whether nothing that `tx` took waits to be sent: what is sent to the device by another way now is in order.
+    fn settled(&self) -> bool {
+        false
+    }
+
+    /// Counts frames that were sent to the device by another way: an [`Outbox`](xsk::Outbox).
+    fn redirected(&mut self, packets: u64, bytes: u64) {
+        let _ = (packets, bytes);
+    }
+
     /// Whether the device is there and up, as far as sending has shown: while it is not, `tx` takes nothing.
     fn up(&self) -> bool {
         true
@@ -63,6 +73,8 @@ pub struct PortStats {
     pub tx_packets: u64,
     /// Bytes sent, with the Ethernet header.
     pub tx_bytes: u64,
+    /// Frames sent other than by the tx ring, by a worker's [`Outbox`](xsk::Outbox); they are in `tx_packets` too.
+    pub tx_redirected: u64,
     /// System calls to start transmission.
     pub tx_kicks: u64,
     /// Kicks answered by EAGAIN and repeated.

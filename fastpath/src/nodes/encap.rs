@@ -5,12 +5,15 @@
 //! IPv4 and, by setting, over IPv6 (RFC 6935). The header goes into the frame's headroom: no payload moves.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId};
-use crate::packet::{Mac, flags};
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId};
+use crate::io::Frame;
+use crate::packet::{Meta, NO_INDEX, PortId, flags};
+use crate::snapshot::Snapshot;
+use crate::wire::vxlan::Prepared;
 use crate::wire::{ecn, vxlan};
 
-/// TTL and hop limit of outer headers.
-const OUTER_TTL: u8 = 64;
+/// How many packets ahead the room for headers is fetched into the cache.
+const AHEAD: usize = 8;
 
 /// The node.
 #[derive(Debug, Default)]
@@ -30,6 +33,31 @@ impl Node for Encap {
     const ID: NodeId = NodeId::Encap;
 
     #[inline]
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        let snap = cx.snap;
+        // The tunnel of the last packet: in a vector there are few.
+        let (mut index, mut way) = (NO_INDEX, None);
+        input.iter().take(AHEAD).for_each(|i| cx.packets.prefetch_headroom(*i));
+        for (n, &i) in input.iter().enumerate() {
+            if let Some(ahead) = input.get(n + AHEAD) {
+                cx.packets.prefetch_headroom(*ahead);
+            }
+            let (frame, meta) = cx.packets.framed(i);
+            if meta.tunnel != index {
+                (index, way) = (meta.tunnel, Way::of(snap, meta.tunnel));
+            }
+            let next = match (frame, &way) {
+                (Some(frame), Some(way)) if way.fits(frame, meta) => {
+                    self.ident = self.ident.wrapping_add(1);
+                    way.take(frame, meta, self.ident)
+                }
+                _ => self.one(cx, i),
+            };
+            lists.push(cx, i, next);
+        }
+    }
+
+    #[inline(never)]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let meta = *cx.packets.meta(i);
         let Some(tunnel) = cx.snap.tunnels.get(usize::from(meta.tunnel)) else {
@@ -41,22 +69,14 @@ impl Node for Encap {
             return Next::Drop(DropReason::MalformedEthernet);
         }
         let outer = vxlan::OuterRepr {
-            src_mac: Mac::default(),
-            dst_mac: Mac::default(),
-            src: tunnel.local,
-            dst: tunnel.remote,
             src_port: vxlan::source_port(meta.hash),
-            dst_port: tunnel.port,
-            vni: tunnel.vni,
             tos: ecn::encap(meta.tos),
-            ttl: OUTER_TTL,
             df: meta.flags & (flags::DF | flags::V6) != 0,
             ident: self.next_ident(),
-            inner_src_mac: tunnel.src_mac,
-            inner_dst_mac: tunnel.dst_mac,
             inner_v6: meta.has(flags::V6),
             inner_len: meta.l3_len,
             udp6_checksum: cx.snap.settings.outer_udp6_checksum,
+            ..tunnel.outer()
         };
         // The frame's own Ethernet header makes room for the inner one.
         let written = frame.push(outer.overhead()) && outer.emit(frame.data_mut());
@@ -66,5 +86,52 @@ impl Node for Encap {
         let meta = cx.packets.meta_mut(i);
         meta.next_hop = tunnel.next_hop;
         Next::Neighbor
+    }
+}
+
+/// A tunnel whose headers are prepared, the link's too: `neighbor` has nothing to add.
+struct Way {
+    headers: Prepared,
+    egress: PortId,
+}
+
+impl Way {
+    /// `None` for a tunnel that is not prepared or has no neighbour yet.
+    fn of(snap: &Snapshot, tunnel: u16) -> Option<Self> {
+        let tunnel = snap.tunnels.get(usize::from(tunnel))?;
+        let hop = snap.next_hops.get(usize::from(tunnel.next_hop))?;
+        Some(Self {
+            headers: tunnel.headers.as_ref()?.with_link(hop.dst_mac?, hop.src_mac),
+            egress: hop.port,
+        })
+    }
+
+    /// Whether the packet is all there, with room in front of it and for its length in the outer headers.
+    #[inline(always)]
+    fn fits(&self, frame: &Frame, meta: &Meta) -> bool {
+        usize::from(meta.l3) + usize::from(meta.l3_len) <= frame.len()
+            && frame.headroom() >= usize::from(Prepared::OVERHEAD)
+            && meta.l3_len <= u16::MAX - Prepared::OVERHEAD
+    }
+
+    #[inline(always)]
+    fn take(&self, frame: &mut Frame, meta: &mut Meta, ident: u16) -> Next {
+        let varying = vxlan::Varying {
+            src_port: vxlan::source_port(meta.hash),
+            tos: ecn::encap(meta.tos),
+            df: meta.flags & (flags::DF | flags::V6) != 0,
+            ident,
+            inner_v6: meta.has(flags::V6),
+            inner_len: meta.l3_len,
+        };
+        // Padding of short frames is not carried through the tunnel.
+        let written = frame.set_len(meta.l3 + meta.l3_len)
+            && frame.push(Prepared::OVERHEAD)
+            && self.headers.emit(frame.data_mut(), &varying);
+        if !written {
+            return Next::Drop(DropReason::NoHeadroom);
+        }
+        meta.egress = self.egress;
+        Next::Tx
     }
 }

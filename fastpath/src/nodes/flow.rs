@@ -36,17 +36,31 @@ impl Default for Flow {
 impl Node for Flow {
     const ID: NodeId = NodeId::Flow;
 
-    fn run(&mut self, cx: &mut Context<'_>, input: &mut Vec<u16>, lists: &mut Lists) {
-        self.keys.clear();
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
         self.hashes.clear();
-        for &i in input.iter() {
-            self.keys.push(*cx.packets.key(i));
-            self.hashes.push(cx.packets.meta(i).hash);
-        }
-        cx.flows.lookup_batch(&self.keys, &self.hashes, cx.now, &mut self.hits);
-        for (i, hit) in input.drain(..).zip(&self.hits) {
-            let next = decide(cx, i, hit.as_ref());
-            lists.push(cx, i, next);
+        self.hashes.extend(input.iter().map(|i| cx.packets.meta(*i).hash));
+        // The whole vector in its order, as it is when nothing was dropped on the way, needs no copy of its keys.
+        let whole = input.len() == cx.packets.len() && input.iter().zip(0..).all(|(i, n)| *i == n);
+        let keys = if whole {
+            cx.packets.keys()
+        } else {
+            self.keys.clear();
+            self.keys.extend(input.iter().map(|i| *cx.packets.key(*i)));
+            &self.keys
+        };
+        cx.flows.lookup_batch(keys, &self.hashes, cx.now, &mut self.hits);
+        for (&i, hit) in input.iter().zip(&self.hits) {
+            match hit {
+                Some(hit) if is_settled(cx, cx.packets.meta(i), hit) => {
+                    cx.flows.observe(hit, cx.packets.meta(i).tcp_flags, cx.now);
+                    *cx.packets.transform_mut(i) = hit.transform;
+                    lists.push(cx, i, Next::Rewrite);
+                }
+                _ => {
+                    let next = decide(cx, i, hit.as_ref());
+                    lists.push(cx, i, next);
+                }
+            }
         }
     }
 
@@ -56,7 +70,17 @@ impl Node for Flow {
     }
 }
 
+/// Whether the flow that a packet hits says all that is done to it: what nearly every packet meets, and nothing that
+/// [`decide`] would not say too.
 #[inline]
+fn is_settled(cx: &Context<'_>, meta: &Meta, hit: &Hit) -> bool {
+    hit.generation == cx.snap.generation
+        && hit.transform.bits & Transform::DENY == 0
+        && !meta.has(flags::ICMP_ERROR)
+        && !opens_another(meta, hit)
+}
+
+#[inline(never)]
 fn decide(cx: &mut Context<'_>, i: u16, hit: Option<&Hit>) -> Next {
     let (meta, key) = (*cx.packets.meta(i), *cx.packets.key(i));
     if meta.has(flags::ICMP_ERROR) {

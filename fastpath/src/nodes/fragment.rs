@@ -53,10 +53,10 @@ impl Node for Fragment {
         self.table.due(now) == Some(0)
     }
 
-    fn run(&mut self, cx: &mut Context<'_>, input: &mut Vec<u16>, lists: &mut Lists) {
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
         self.table.begin(cx.now);
         self.resume(cx, lists);
-        for packet in input.drain(..) {
+        for &packet in input {
             let next = self.one(cx, packet);
             lists.push(cx, packet, next);
         }

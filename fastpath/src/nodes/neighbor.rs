@@ -5,12 +5,13 @@
 //! asked from here.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Event, Next, Node, NodeId};
-use crate::packet::{Ip, NO_INDEX, PortId};
+use crate::graph::{Context, DropReason, Event, Lists, Next, Node, NodeId};
+use crate::packet::{Ip, Mac, NO_INDEX, PortId};
 use crate::snapshot::GATEWAY_MAC;
 use crate::tables::flow::Millis;
-use crate::wire::eth;
 
+/// How many packets ahead headers are fetched into the cache.
+const AHEAD: usize = 8;
 /// Ports that packets come in by are told apart up to this many.
 const ASKERS: usize = 256;
 /// How often the packets of one port may ask, in milliseconds: about as often as the control thread listens, ...
@@ -55,10 +56,46 @@ impl Neighbor {
     }
 }
 
+/// Writes the addresses of an Ethernet header; nothing, when there is no room for them.
+#[inline]
+pub(super) fn write_link(frame: &mut [u8], dst: Mac, src: Mac) {
+    if let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = frame.first_chunk_mut::<12>() {
+        [*a, *b, *c, *d, *e, *f] = dst.0;
+        [*g, *h, *i, *j, *k, *l] = src.0;
+    }
+}
+
 impl Node for Neighbor {
     const ID: NodeId = NodeId::Neighbor;
 
     #[inline]
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        let snap = cx.snap;
+        // The pod's end that the last packet went to.
+        let (mut egress, mut peer) = (PortId::NONE, None);
+        input.iter().take(AHEAD).for_each(|i| cx.packets.prefetch(*i));
+        for (n, &i) in input.iter().enumerate() {
+            if let Some(ahead) = input.get(n + AHEAD) {
+                cx.packets.prefetch(*ahead);
+            }
+            let meta = cx.packets.meta(i);
+            if meta.egress != egress {
+                (egress, peer) = (meta.egress, snap.port(meta.egress).and_then(|port| port.peer_mac));
+            }
+            match peer {
+                Some(dst) if meta.next_hop == NO_INDEX => {
+                    write_link(cx.packets.data_mut(i), dst, GATEWAY_MAC);
+                    lists.push(cx, i, Next::Tx);
+                }
+                _ => {
+                    let next = self.one(cx, i);
+                    lists.push(cx, i, next);
+                }
+            }
+        }
+    }
+
+    #[inline(never)]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let meta = *cx.packets.meta(i);
         let (port, src, dst, on_link) = if meta.next_hop == NO_INDEX {
@@ -77,9 +114,7 @@ impl Node for Neighbor {
             }
             return Next::Drop(DropReason::NeighborUnresolved);
         };
-        let mut header = eth::Packet::new_unchecked(cx.packets.data_mut(i));
-        header.set_src(src);
-        header.set_dst(dst);
+        write_link(cx.packets.data_mut(i), dst, src);
         cx.packets.meta_mut(i).egress = port;
         Next::Tx
     }

@@ -5,10 +5,11 @@
 //! and the gateway's elsewhere: the one that pods and the host resolve next hops to.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId};
-use crate::packet::Mac;
+use super::source::refused_by;
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId};
+use crate::packet::{Mac, PortId};
 use crate::snapshot::{GATEWAY_MAC, PortInfo, PortRole};
-use crate::wire::parse::{Parsed, parse};
+use crate::wire::parse::{Parsed, common, parse};
 
 /// The node.
 #[derive(Debug, Default)]
@@ -18,6 +19,36 @@ impl Node for Parse {
     const ID: NodeId = NodeId::Parse;
 
     #[inline]
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        let (snap, seed) = (cx.snap, cx.flows.seed());
+        // Packets of a port come together.
+        let (mut ingress, mut port, mut own, mut uplink) = (PortId::NONE, None, Mac::default(), false);
+        for &i in input {
+            let (data, meta, key) = cx.packets.parts(i);
+            if meta.ingress != ingress {
+                (ingress, port) = (meta.ingress, snap.port(meta.ingress));
+                (own, uplink) = port.map_or((own, uplink), |p| (own_mac(p), p.role == PortRole::Uplink));
+            }
+            match port {
+                Some(port) if data.first_chunk::<6>() == Some(&own.0) && common(data, seed, meta, key) => {
+                    // What `source` would say, while port and address are at hand.
+                    if uplink {
+                        lists.push(cx, i, Next::Decap);
+                    } else if refused_by(snap, port, key.src).is_none() {
+                        lists.push(cx, i, Next::Flow);
+                    } else {
+                        lists.push(cx, i, Next::Source);
+                    }
+                }
+                _ => {
+                    let next = self.one(cx, i);
+                    lists.push(cx, i, next);
+                }
+            }
+        }
+    }
+
+    #[inline(never)]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let Some(port) = cx.snap.port(cx.packets.meta(i).ingress) else {
             return Next::Drop(if cx.snap.generation == 0 {
@@ -40,12 +71,17 @@ impl Node for Parse {
     }
 }
 
+/// The address that frames to this port have.
+#[inline]
+fn own_mac(port: &PortInfo) -> Mac {
+    if port.role == PortRole::Uplink { port.mac } else { GATEWAY_MAC }
+}
+
 /// Whether the frame was not addressed to this port.
 #[inline]
 fn wrong_mac(frame: &[u8], port: &PortInfo) -> Option<DropReason> {
     let dst = Mac(*frame.first_chunk::<6>()?);
-    let own = if port.role == PortRole::Uplink { port.mac } else { GATEWAY_MAC };
-    if dst == own {
+    if dst == own_mac(port) {
         None
     } else if dst.0.first().is_some_and(|b| b & 1 == 1) {
         Some(DropReason::Multicast)

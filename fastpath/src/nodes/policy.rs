@@ -11,50 +11,122 @@
 #![forbid(unsafe_code)]
 
 use super::snat::leaves;
-use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, count_flow, count_rules};
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, VECTOR, count_flow, count_rules};
 use crate::packet::{FlowKey, Meta, proto};
 use crate::snapshot::Snapshot;
 use crate::tables::flow::Transform;
-use crate::tables::policy::{Direction, RuleId, Rules};
+use crate::tables::policy::{Asked, Direction, GroupId, RuleId, Rules};
 use crate::wire::icmp::ErrorKind;
 use crate::wire::tcp::control;
 
-/// The node.
-#[derive(Debug, Default)]
-pub struct Policy;
+/// The node, with room for what is known of each packet of a vector between its steps.
+#[derive(Debug)]
+pub struct Policy {
+    asked: Vec<Ends>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { asked: Vec::with_capacity(VECTOR) }
+    }
+}
 
 impl Node for Policy {
     const ID: NodeId = NodeId::Policy;
 
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
-        let (setup, meta) = (*cx.packets.setup(i), *cx.packets.meta(i));
-        let either = cx.restarted && may_turn(cx.snap, &setup, &meta);
-        let oriented = if either && likely_answers(&setup, &meta) { turned(&setup) } else { setup };
-        let verdict = judge(cx.snap, &oriented.original, &oriented.translated);
-        let (setup, verdict) = match verdict {
-            Err(_) if either => {
-                let other = turned(&oriented);
-                match judge(cx.snap, &other.original, &other.translated) {
-                    Ok(rules) => (other, Ok(rules)),
-                    Err(_) => (oriented, verdict),
-                }
+        let setup = cx.packets.setup(i);
+        let verdict = judge(cx.snap, &setup.original, &setup.translated);
+        conclude(cx, i, verdict)
+    }
+
+    /// Step by step: what one packet waits for from memory, all do at once.
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        self.asked.clear();
+        for &i in input {
+            let setup = cx.packets.setup(i);
+            self.asked.push(Ends::ask(cx.snap, &setup.original, &setup.translated));
+        }
+        for (&i, ends) in input.iter().zip(&self.asked) {
+            let setup = cx.packets.setup(i);
+            let verdict = ends.answer(cx.snap, setup.original.proto, setup.translated.dport);
+            let next = conclude(cx, i, verdict);
+            lists.push(cx, i, next);
+        }
+    }
+}
+
+/// What becomes of a packet on which policies, asked as it goes, gave this verdict.
+#[inline]
+fn conclude(cx: &mut Context<'_>, i: u16, verdict: Result<Rules, Denied>) -> Next {
+    let (setup, meta) = (*cx.packets.setup(i), *cx.packets.meta(i));
+    let (setup, verdict) = if cx.restarted && may_turn(cx.snap, &setup, &meta) {
+        pick_up(cx.snap, setup, &meta)
+    } else {
+        (setup, verdict)
+    };
+    match verdict {
+        Ok(rules) => {
+            *cx.packets.setup_mut(i) = Setup { rules, ..setup };
+            Next::Snat
+        }
+        Err(denied) => {
+            if setup.stale.is_some() {
+                revoke(cx, &setup, denied);
             }
-            _ => (oriented, verdict),
+            count_rules(cx.rules, denied.rules, meta.l3_len);
+            count_flow(cx.rules, denied.rules);
+            refuse(cx.snap, denied.reason())
+        }
+    }
+}
+
+/// A segment that either end's connection may be, as one of the direction that policies allow.
+fn pick_up(snap: &Snapshot, setup: Setup, meta: &Meta) -> (Setup, Result<Rules, Denied>) {
+    let oriented = if likely_answers(&setup, meta) { turned(&setup) } else { setup };
+    let verdict = judge(snap, &oriented.original, &oriented.translated);
+    if verdict.is_err() {
+        let other = turned(&oriented);
+        if let Ok(rules) = judge(snap, &other.original, &other.translated) {
+            return (other, Ok(rules));
+        }
+    }
+    (oriented, verdict)
+}
+
+/// What is known of both ends of a connection before the rules are asked; `None` for an end that is no pod here.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    egress: Option<(GroupId, Asked)>,
+    ingress: Option<(GroupId, Asked)>,
+}
+
+impl Ends {
+    #[inline]
+    fn ask(snap: &Snapshot, original: &FlowKey, translated: &FlowKey) -> Self {
+        let (src, dst) = (original.src, translated.dst);
+        let ask = |direction, own, peer| {
+            let group = snap.group(own)?;
+            Some((group, snap.policy.ask(group, direction, own, peer)))
         };
-        match verdict {
-            Ok(rules) => {
-                *cx.packets.setup_mut(i) = Setup { rules, ..setup };
-                Next::Snat
+        Self { egress: ask(Direction::Egress, src, dst), ingress: ask(Direction::Ingress, dst, src) }
+    }
+
+    #[inline]
+    fn answer(&self, snap: &Snapshot, proto: u8, dport: u16) -> Result<Rules, Denied> {
+        let mut rules = Rules::NONE;
+        for (direction, end) in [(Direction::Egress, self.egress), (Direction::Ingress, self.ingress)] {
+            let Some((group, asked)) = end else { continue };
+            let verdict = snap.policy.answer(asked, group, direction, proto, dport);
+            if !verdict.allow {
+                return Err(Denied { direction, rules: Rules::NONE.with(direction, verdict.rule) });
             }
-            Err(denied) => {
-                if setup.stale.is_some() {
-                    revoke(cx, &setup, denied);
-                }
-                count_rules(cx.rules, denied.rules, meta.l3_len);
-                count_flow(cx.rules, denied.rules);
-                refuse(cx.snap, denied.reason())
+            // The others are no rules: nothing is counted for them.
+            if verdict.rule >= RuleId::FIRST {
+                rules = rules.with(direction, verdict.rule);
             }
         }
+        Ok(rules)
     }
 }
 
@@ -85,20 +157,7 @@ pub(super) fn refuse(snap: &Snapshot, reason: DropReason) -> Next {
 
 /// The rules that allow a connection, or the one that denies it.
 fn judge(snap: &Snapshot, original: &FlowKey, translated: &FlowKey) -> Result<Rules, Denied> {
-    let (src, dst, dport) = (original.src, translated.dst, translated.dport);
-    let mut rules = Rules::NONE;
-    for (direction, own, peer) in [(Direction::Egress, src, dst), (Direction::Ingress, dst, src)] {
-        let Some(group) = snap.group(own) else { continue };
-        let verdict = snap.policy.evaluate(group, direction, own, peer, original.proto, dport);
-        if !verdict.allow {
-            return Err(Denied { direction, rules: Rules::NONE.with(direction, verdict.rule) });
-        }
-        // The others are no rules: nothing is counted for them.
-        if verdict.rule >= RuleId::FIRST {
-            rules = rules.with(direction, verdict.rule);
-        }
-    }
-    Ok(rules)
+    Ends::ask(snap, original, translated).answer(snap, original.proto, translated.dport)
 }
 
 /// Whether the packet is of a connection whose beginning was not seen, and that either end may have opened.

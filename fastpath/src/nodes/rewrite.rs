@@ -6,20 +6,73 @@
 //! Limit: IPv4 packets without DF are not fragmented on the way; their sender gets "fragmentation needed" as well.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId, count_rules};
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, count_packets, count_rules};
 use crate::packet::{NO_INDEX, flags, proto};
+use crate::stats::RuleCounter;
 use crate::tables::flow::Transform;
+use crate::tables::policy::Rules;
 use crate::wire::icmp::ErrorKind;
 use crate::wire::{partial, translate};
+
+/// How many packets ahead headers are fetched into the cache.
+const AHEAD: usize = 8;
 
 /// The node.
 #[derive(Debug, Default)]
 pub struct Rewrite;
 
+/// Packets of successive flows that the same rules decided on, counted once.
+#[derive(Debug, Default)]
+struct Counted {
+    rules: Rules,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Counted {
+    #[inline]
+    fn add(&mut self, counters: &[RuleCounter], rules: Rules, bytes: u16) {
+        if rules != self.rules {
+            self.flush(counters);
+            *self = Self { rules, packets: 0, bytes: 0 };
+        }
+        self.packets += 1;
+        self.bytes += u64::from(bytes);
+    }
+
+    fn flush(&self, counters: &[RuleCounter]) {
+        count_packets(counters, self.rules, self.packets, self.bytes);
+    }
+}
+
 impl Node for Rewrite {
     const ID: NodeId = NodeId::Rewrite;
 
     #[inline]
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        let mut counted = Counted::default();
+        input.iter().take(AHEAD).for_each(|i| cx.packets.prefetch(*i));
+        for (n, &i) in input.iter().enumerate() {
+            if let Some(ahead) = input.get(n + AHEAD) {
+                cx.packets.prefetch(*ahead);
+            }
+            let (data, meta, t) = cx.packets.decided(i);
+            if meta.l3_len <= t.mtu && translate::forward(data, meta, t) {
+                meta.egress = t.egress;
+                meta.tunnel = t.tunnel;
+                meta.next_hop = t.next_hop;
+                counted.add(cx.rules, t.rules, meta.l3_len);
+                let next = if t.tunnel == NO_INDEX { Next::Neighbor } else { Next::Encap };
+                lists.push(cx, i, next);
+            } else {
+                let next = self.one(cx, i);
+                lists.push(cx, i, next);
+            }
+        }
+        counted.flush(cx.rules);
+    }
+
+    #[inline(never)]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let t = *cx.packets.transform(i);
         let (data, meta, key) = cx.packets.parts(i);

@@ -42,7 +42,7 @@ impl Default for Route {
 impl Node for Route {
     const ID: NodeId = NodeId::Route;
 
-    fn run(&mut self, cx: &mut Context<'_>, input: &mut Vec<u16>, lists: &mut Lists) {
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
         // A ring: a plan is made, completed some packets later, and used some more packets later.
         let mut plans = [None; 4 * AHEAD];
         let at = |n: usize| n % (4 * AHEAD);
@@ -61,7 +61,6 @@ impl Node for Route {
                 lists.push(cx, i, next);
             }
         }
-        input.clear();
     }
 
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {

@@ -6,9 +6,9 @@
 //! Whether a pod of another node came through that node's tunnel is `route`'s to see, once a flow.
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId};
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId};
 use crate::packet::{Ip, Meta, PortId, flags};
-use crate::snapshot::{PortRole, Snapshot, is_gateway};
+use crate::snapshot::{PortInfo, PortRole, Snapshot, is_gateway};
 
 /// The node.
 #[derive(Debug, Default)]
@@ -18,6 +18,29 @@ impl Node for Source {
     const ID: NodeId = NodeId::Source;
 
     #[inline]
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        let snap = cx.snap;
+        // Packets of a port come together.
+        let (mut ingress, mut port) = (PortId::NONE, None);
+        for &i in input {
+            let meta = cx.packets.meta(i);
+            if meta.ingress != ingress {
+                (ingress, port) = (meta.ingress, snap.port(meta.ingress));
+            }
+            let plain = !meta.has(flags::ICMP_ERROR) && meta.frag == 0;
+            match port {
+                Some(port) if plain && refused_by(snap, port, cx.packets.key(i).src).is_none() => {
+                    lists.push(cx, i, Next::Flow);
+                }
+                _ => {
+                    let next = self.one(cx, i);
+                    lists.push(cx, i, next);
+                }
+            }
+        }
+    }
+
+    #[inline(never)]
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let meta = cx.packets.meta(i);
         // The key of an ICMP error is the quoted packet's, so its own source is read from the header.
@@ -40,7 +63,15 @@ impl Node for Source {
 /// Why a packet from `src` may not come in by a port.
 #[inline]
 pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropReason> {
-    let Some(port) = snap.port(ingress) else { return Some(DropReason::PortGone) };
+    match snap.port(ingress) {
+        Some(port) => refused_by(snap, port, src),
+        None => Some(DropReason::PortGone),
+    }
+}
+
+/// [`refused`] by the port itself.
+#[inline]
+pub(super) fn refused_by(snap: &Snapshot, port: &PortInfo, src: Ip) -> Option<DropReason> {
     match port.role {
         PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),
         // Least of all as the node, which policies always let in.

@@ -45,6 +45,12 @@ impl Prefix {
         Ip::from_bits(self.bits)
     }
 
+    /// The last address.
+    #[must_use]
+    pub fn last(&self) -> Ip {
+        Ip::from_bits(self.bits | !mask(self.len))
+    }
+
     /// The length as usually written for the family.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a prefix always holds addresses")]

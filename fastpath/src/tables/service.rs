@@ -163,6 +163,24 @@ pub enum Found<'a> {
 }
 
 impl ServiceTable {
+    /// Bytes of memory it holds, shared ones too, each table of backends once.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let frontends = || self.frontends.values().chain(self.node_ports.values());
+        let mut spreads: Vec<&Arc<Spread>> = frontends().flat_map(|f| [&f.all, &f.local]).flatten().collect();
+        spreads.sort_unstable_by_key(|s| Arc::as_ptr(s));
+        spreads.dedup_by_key(|s| Arc::as_ptr(s));
+        let of_spread =
+            |s: &Arc<Spread>| size_of::<Spread>() + size_of_val(s.maglev.slots()) + size_of_val(&*s.backends);
+        let of_frontend = |f: &Arc<Frontend>| size_of::<Frontend>() + size_of_val(&*f.known);
+        self.frontends.allocation_size()
+            + self.node_ports.allocation_size()
+            + self.addresses.allocation_size()
+            + self.nodes.allocation_size()
+            + frontends().map(of_frontend).sum::<usize>()
+            + spreads.into_iter().map(of_spread).sum::<usize>()
+    }
+
     /// Looks a connection's destination up.
     #[inline]
     #[must_use]

@@ -90,8 +90,43 @@ impl Sum {
     #[inline]
     #[must_use]
     pub fn verifies(self) -> bool {
-        self.fold() == 0xffff
+        self.0 != 0 && is_multiple(self.0)
     }
+
+    /// Whether [`fold`](Sum::fold) is `word`.
+    #[inline]
+    #[must_use]
+    pub fn folds_to(self, word: u16) -> bool {
+        // Only a sum of nothing but zeros folds to zero.
+        if word == 0 {
+            self.0 == 0
+        } else {
+            self.0 != 0 && is_multiple(add64(self.0, (!word).to_be().into()))
+        }
+    }
+
+    /// Adds eight bytes. Nothing else than eight bytes may be added to the sum afterwards.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn eight(self, bytes: [u8; 8]) -> Self {
+        Sum(add64(self.0, u64::from_ne_bytes(bytes)))
+    }
+}
+
+/// The one's complement sum of 64 bits, of which that of 16 bits is a part: 0xffff divides 2^64 - 1.
+#[inline]
+fn add64(a: u64, b: u64) -> u64 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u64::from(carry)
+}
+
+/// Whether 0xffff divides `v`: whether its 16-bit words add up to zero or 0xffff.
+#[inline]
+fn is_multiple(v: u64) -> bool {
+    // Granlund and Montgomery, "Division by invariant integers using multiplication" (1994) section 9: 0xffff is odd, and
+    // this is its inverse modulo 2^64.
+    const INVERSE: u64 = 0xfffe_fffe_fffe_ffff;
+    v.wrapping_mul(INVERSE) <= u64::MAX / 0xffff
 }
 
 /// The checksum of `bytes`: what belongs into a field that is zero now.
@@ -195,6 +230,20 @@ mod tests {
         #[test]
         fn sum_is_rfc_1071(bytes in prop::collection::vec(any::<u8>(), 0..if cfg!(miri) { 200 } else { 3000 })) {
             prop_assert_eq!(checksum(&bytes), slow(&bytes));
+        }
+
+        #[test]
+        fn questions_are_answered_as_by_folding(words in prop::collection::vec(any::<u16>(), 0..20), other: u16, a: [u8; 8], b: [u8; 8]) {
+            let mut sum = words.iter().fold(Sum::ZERO, |s, w| s.word(*w));
+            for sum in [sum, sum.word(!sum.fold()), sum.eight(a).eight(b)] {
+                prop_assert_eq!(sum.verifies(), sum.fold() == 0xffff);
+                for word in [other, sum.fold(), !sum.fold(), 0, 0xffff] {
+                    prop_assert_eq!(sum.folds_to(word), sum.fold() == word);
+                }
+            }
+            prop_assert_eq!(Sum::ZERO.eight(a).eight(b).fold(), Sum::ZERO.bytes(&a).bytes(&b).fold());
+            sum = Sum::ZERO.eight([0xff; 8]);
+            prop_assert_eq!(sum.fold(), 0xffff);
         }
 
         #[test]

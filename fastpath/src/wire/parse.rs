@@ -53,13 +53,21 @@ pub enum Punt {
 #[inline]
 #[must_use]
 pub fn parse(frame: &[u8], offset: u16, meta: &mut Meta, key: &mut FlowKey) -> Parsed {
-    if let Some(rest) = frame.get(usize::from(offset)..)
-        && frame.len() <= usize::from(u16::MAX)
-        && fast(rest, offset, meta, key)
+    if frame.len() <= usize::from(u16::MAX)
+        && let Some(rest) = frame.get(usize::from(offset)..)
+        && fast::<false>(rest, offset, 0, meta, key)
     {
         return Parsed::Ip;
     }
     general(frame, offset, meta, key)
+}
+
+/// The fast arm alone, with the key's hash: whether the frame is a common one, for which [`parse`] says [`Parsed::Ip`]
+/// and the same. Of any other frame nothing has been set. It has at most 65535 bytes.
+#[inline(always)]
+#[must_use]
+pub fn common(frame: &[u8], seed: u64, meta: &mut Meta, key: &mut FlowKey) -> bool {
+    fast::<true>(frame, 0, seed, meta, key)
 }
 
 /// Flags that are not this node's to set.
@@ -69,63 +77,116 @@ const KEPT: u8 = flags::DECAPPED;
 const FAST_V4: usize = eth::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN;
 const FAST_V6: usize = eth::HEADER_LEN + ipv6::HEADER_LEN + udp::HEADER_LEN;
 
-/// Whether the frame is a common one; then `meta` and `key` are filled.
-#[inline]
-fn fast(rest: &[u8], offset: u16, meta: &mut Meta, key: &mut FlowKey) -> bool {
-    let Some(h) = rest.first_chunk::<FAST_V4>() else {
-        return false;
-    };
-    match get16(h, 12) {
+/// What addresses begin with that the fast arm takes: of IPv4 neither 0 nor 127, and below 224.
+const UNICAST_V4: [bool; 256] = {
+    let mut table = [true; 256];
+    let mut first = 224;
+    while first < 256 {
+        table[first] = false;
+        first += 1;
+    }
+    (table[0], table[127]) = (false, false);
+    table
+};
+
+/// Whether the frame is a common one; then `meta` and `key` are filled, the hash too if asked for.
+#[inline(always)]
+fn fast<const HASH: bool>(frame: &[u8], offset: u16, seed: u64, meta: &mut Meta, key: &mut FlowKey) -> bool {
+    let Some(head) = frame.first_chunk::<FAST_V4>() else { return false };
+    match get16(head, 12) {
         eth::ethertype::IPV4 => {
-            let fragment = get16(h, 20);
-            let total = get16(h, 16);
-            let (src, dst) = (get::<4>(h, 26), get::<4>(h, 30));
-            // Unicast by its first byte: neither 0 nor 127, below 224.
-            let unicast = |a: u8| (a != 0) & (a != 127) & (a < 224);
-            let common = (get8(h, 14) == 0x45)
-                & (fragment & (ipv4::MF | ipv4::OFFSET_MASK) == 0)
-                & (usize::from(total) <= rest.len() - eth::HEADER_LEN)
-                & unicast(src[0])
-                & unicast(dst[0])
-                & Sum::ZERO.bytes(&get::<20>(h, 14)).verifies();
-            let proto = get8(h, 23);
-            let l4 = eth::HEADER_LEN + ipv4::HEADER_LEN;
-            if !common || !fast_transport(rest, l4, get(h, l4), proto, total.saturating_sub(20), meta, key) {
-                return false;
-            }
-            key.src = Ip::v4(src);
-            key.dst = Ip::v4(dst);
-            let df = if fragment & ipv4::DF != 0 { flags::DF } else { 0 };
-            fill(meta, offset, l4, total, df, get8(h, 22), get8(h, 15));
-            meta.proto = proto;
-            true
+            let found = fast_v4(head, frame);
+            found.is_some_and(|found| found.fill::<HASH>(offset, seed, meta, key))
         }
         eth::ethertype::IPV6 => {
-            let Some(h) = rest.first_chunk::<FAST_V6>() else {
-                return false;
-            };
-            let payload = get16(h, 18);
-            let (src, dst) = (get::<16>(h, 22), get::<16>(h, 38));
-            // Unicast by its first byte: neither in ::/8 (unspecified, loopback, mapped) nor link-local nor multicast.
-            let unicast = |a: u8| (a != 0) & (a < 0xfe);
-            let common = (get8(h, 14) >> 4 == 6)
-                & (usize::from(payload) <= rest.len() - eth::HEADER_LEN - ipv6::HEADER_LEN)
-                & unicast(src[0])
-                & unicast(dst[0]);
-            let proto = get8(h, 20);
-            let l4 = eth::HEADER_LEN + ipv6::HEADER_LEN;
-            if !common || !fast_transport(rest, l4, get(h, l4), proto, payload, meta, key) {
-                return false;
-            }
-            key.src = Ip::v6(src);
-            key.dst = Ip::v6(dst);
-            let tos = get8(h, 14) << 4 | get8(h, 15) >> 4;
-            fill(meta, offset, l4, payload + len16(ipv6::HEADER_LEN), flags::V6, get8(h, 21), tos);
-            meta.proto = proto;
-            true
+            let found = fast_v6(frame);
+            found.is_some_and(|found| found.fill::<HASH>(offset, seed, meta, key))
         }
         _ => false,
     }
+}
+
+/// What the fast arm found.
+struct Common {
+    key: FlowKey,
+    l4: usize,
+    l3_len: u16,
+    bits: u8,
+    tcp_flags: u8,
+    ttl: u8,
+    tos: u8,
+}
+
+impl Common {
+    #[inline(always)]
+    fn fill<const HASH: bool>(&self, offset: u16, seed: u64, meta: &mut Meta, key: &mut FlowKey) -> bool {
+        *key = self.key;
+        fill(meta, offset, self.l4, self.l3_len, self.bits, self.ttl, self.tos);
+        meta.proto = self.key.proto;
+        meta.tcp_flags = self.tcp_flags;
+        if HASH {
+            meta.hash = self.key.hash(seed);
+        }
+        true
+    }
+}
+
+#[inline(always)]
+fn fast_v4(head: &[u8; FAST_V4], frame: &[u8]) -> Option<Common> {
+    // The header in three words, each read once.
+    let (first, second, dst) = (get::<8>(head, 14), get::<8>(head, 22), get::<4>(head, 30));
+    let [version, tos, len_high, len_low, _, _, fragment_high, fragment_low] = first;
+    let [ttl, proto, _, _, src @ ..] = second;
+    let l3_len = u16::from_be_bytes([len_high, len_low]);
+    let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
+    let is_common = (version == 0x45)
+        & (fragment & (ipv4::MF | ipv4::OFFSET_MASK) == 0)
+        & (usize::from(l3_len) <= frame.len() - eth::HEADER_LEN)
+        & UNICAST_V4[usize::from(src[0])]
+        & UNICAST_V4[usize::from(dst[0])]
+        & Sum::ZERO.four(dst).eight(first).eight(second).verifies();
+    if !is_common {
+        return None;
+    }
+    let l4 = eth::HEADER_LEN + ipv4::HEADER_LEN;
+    let (ports, tcp_flags) = fast_transport(frame, l4, get(head, l4), proto, l3_len.saturating_sub(20))?;
+    Some(Common {
+        key: FlowKey { src: Ip::v4(src), dst: Ip::v4(dst), sport: ports[0], dport: ports[1], proto },
+        l4,
+        l3_len,
+        bits: if fragment & ipv4::DF != 0 { flags::DF } else { 0 },
+        tcp_flags,
+        ttl,
+        tos,
+    })
+}
+
+#[inline(always)]
+fn fast_v6(frame: &[u8]) -> Option<Common> {
+    let head = frame.first_chunk::<FAST_V6>()?;
+    let payload = get16(head, 18);
+    let (src, dst) = (get::<16>(head, 22), get::<16>(head, 38));
+    // Unicast by its first byte: neither in ::/8 (unspecified, loopback, mapped) nor link-local nor multicast.
+    let unicast = |a: u8| (a != 0) & (a < 0xfe);
+    let is_common = (get8(head, 14) >> 4 == 6)
+        & (usize::from(payload) <= frame.len() - eth::HEADER_LEN - ipv6::HEADER_LEN)
+        & unicast(src[0])
+        & unicast(dst[0]);
+    if !is_common {
+        return None;
+    }
+    let proto = get8(head, 20);
+    let l4 = eth::HEADER_LEN + ipv6::HEADER_LEN;
+    let (ports, tcp_flags) = fast_transport(frame, l4, get(head, l4), proto, payload)?;
+    Some(Common {
+        key: FlowKey { src: Ip::v6(src), dst: Ip::v6(dst), sport: ports[0], dport: ports[1], proto },
+        l4,
+        l3_len: payload + len16(ipv6::HEADER_LEN),
+        bits: flags::V6,
+        tcp_flags,
+        ttl: get8(head, 21),
+        tos: get8(head, 14) << 4 | get8(head, 15) >> 4,
+    })
 }
 
 /// The fields both families and both arms set the same way. `l4` counts from the Ethernet header.
@@ -142,39 +203,30 @@ fn fill(meta: &mut Meta, offset: u16, l4: usize, l3_len: u16, bits: u8, ttl: u8,
     meta.frag = 0;
 }
 
-/// TCP or UDP at `l4`, `len` bytes to the packet's end: a `len` that is too small ends here. `head` is its first
-/// 8 bytes.
+/// Ports and TCP flags of TCP or UDP at `l4`, `len` bytes to the packet's end: a `len` that is too small ends here.
+/// `head` is its first 8 bytes.
 #[inline(always)]
-fn fast_transport(
-    rest: &[u8],
-    l4: usize,
-    head: [u8; 8],
-    proto: u8,
-    len: u16,
-    meta: &mut Meta,
-    key: &mut FlowKey,
-) -> bool {
-    match proto {
-        proto::TCP => {
-            let header = u16::from(get8(rest, l4 + 12) >> 4) * 4;
-            if header < 20 || header > len {
-                return false;
-            }
-            meta.tcp_flags = get8(rest, l4 + 13);
-        }
+fn fast_transport(frame: &[u8], l4: usize, head: [u8; 8], proto: u8, len: u16) -> Option<([u16; 2], u8)> {
+    let [a, b, c, d, length @ .., _, _] = head;
+    let tcp_flags = match proto {
         proto::UDP => {
-            let length = get16(&head, 4);
+            let length = u16::from_be_bytes(length);
             if length < 8 || length > len {
-                return false;
+                return None;
             }
-            meta.tcp_flags = 0;
+            0
         }
-        _ => return false,
-    }
-    key.sport = get16(&head, 0);
-    key.dport = get16(&head, 2);
-    key.proto = proto;
-    true
+        proto::TCP => {
+            let [offset, control] = get(frame, l4 + 12);
+            let header = u16::from(offset >> 4) * 4;
+            if header < 20 || header > len {
+                return None;
+            }
+            control
+        }
+        _ => return None,
+    };
+    Some(([u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])], tcp_flags))
 }
 
 /// The arm for everything, the common frames too.

@@ -1,8 +1,9 @@
 //! Changes a parsed packet in place: TTL, addresses, ports, with their checksums (RFC 1624).
 #![forbid(unsafe_code)]
 
+use super::checksum::Sum;
 use super::parse::quoted;
-use super::{checksum, get16, icmp, ipv4, ipv6, put, sctp, tcp, udp};
+use super::{checksum, get, get16, icmp, ipv4, ipv6, len16, put, sctp, tcp, udp};
 use crate::packet::{FlowKey, Ip, Meta, flags, proto};
 use crate::tables::flow::Transform;
 
@@ -28,6 +29,108 @@ pub fn set_tos(frame: &mut [u8], meta: &mut Meta, tos: u8) {
         ipv4::Packet::new_unchecked(ip).rewrite_tos(tos);
     }
     meta.tos = tos;
+}
+
+/// All that `rewrite` does to a common packet in one step: TTL or hop limit down by one, and addresses and ports, if
+/// the transform changes them, with one change of each checksum.
+///
+/// A common packet is a whole TCP or UDP packet without IP options or extension headers that is no ICMP error and may
+/// be passed on, with a transport checksum its sender has finished. Does to it what [`decrement_ttl`],
+/// [`partial::finish`](super::partial::finish) and [`apply`] do; `false`, and nothing changed, when it is another.
+#[inline]
+#[must_use]
+pub fn forward(frame: &mut [u8], meta: &Meta, t: &Transform) -> bool {
+    const ODD: u8 = flags::ICMP_ERROR | flags::LATER_FRAGMENT;
+    let l4_offset = meta.l4.wrapping_sub(meta.l3);
+    if meta.flags & ODD != 0 || meta.frag != 0 || meta.ttl <= 1 {
+        return false;
+    }
+    let packet = frame.get_mut(usize::from(meta.l3)..).unwrap_or_default();
+    match (meta.flags & flags::V6 != 0, meta.proto) {
+        (false, proto::UDP) if l4_offset == 20 => forward_v4::<28, false>(packet, meta, t),
+        (false, proto::TCP) if l4_offset == 20 => forward_v4::<38, true>(packet, meta, t),
+        (true, proto::UDP) if l4_offset == 40 => forward_v6::<48, false>(packet, meta, t),
+        (true, proto::TCP) if l4_offset == 40 => forward_v6::<58, true>(packet, meta, t),
+        _ => false,
+    }
+}
+
+/// Whether the transform changes the packet.
+#[inline(always)]
+fn rewrites(t: &Transform) -> bool {
+    t.bits & (Transform::REWRITE_SRC | Transform::REWRITE_DST) != 0
+}
+
+/// [`forward`] over IPv4; the first `N` bytes end with the transport checksum.
+#[inline(always)]
+fn forward_v4<const N: usize, const TCP: bool>(packet: &mut [u8], meta: &Meta, t: &Transform) -> bool {
+    // One's complement sums may be taken together: adding both changes at once gives what one after the other does.
+    const TTL: u16 = !0x0100;
+    let Some(head) = packet.first_chunk_mut::<N>() else { return false };
+    let Some(check) = forward_l4::<N, TCP>(head, ipv4::HEADER_LEN, meta, t) else { return false };
+    head[8] = head[8].wrapping_sub(1);
+    let l3 = u16::from_be_bytes([head[10], head[11]]);
+    if rewrites(t) {
+        [head[10], head[11]] = checksum::apply(l3, checksum::add(TTL, t.l3_delta)).to_be_bytes();
+        [head[12], head[13], head[14], head[15]] = t.src.v4_bytes();
+        [head[16], head[17], head[18], head[19]] = t.dst.v4_bytes();
+        set_ports::<N, TCP>(head, ipv4::HEADER_LEN, t, check);
+    } else {
+        [head[10], head[11]] = checksum::apply(l3, TTL).to_be_bytes();
+    }
+    true
+}
+
+/// [`forward`] over IPv6; the first `N` bytes end with the transport checksum.
+#[inline(always)]
+fn forward_v6<const N: usize, const TCP: bool>(packet: &mut [u8], meta: &Meta, t: &Transform) -> bool {
+    let Some(head) = packet.first_chunk_mut::<N>() else { return false };
+    let Some(check) = forward_l4::<N, TCP>(head, ipv6::HEADER_LEN, meta, t) else { return false };
+    head[7] = head[7].wrapping_sub(1);
+    if rewrites(t) {
+        if let Some(src) = head.get_mut(8..24) {
+            src.copy_from_slice(&t.src.bytes());
+        }
+        if let Some(dst) = head.get_mut(24..40) {
+            dst.copy_from_slice(&t.dst.bytes());
+        }
+        set_ports::<N, TCP>(head, ipv6::HEADER_LEN, t, check);
+    }
+    true
+}
+
+/// The transport checksum as the transform leaves it; `None` when the sender may not have finished it.
+#[inline(always)]
+fn forward_l4<const N: usize, const TCP: bool>(
+    head: &[u8; N],
+    l4: usize,
+    meta: &Meta,
+    t: &Transform,
+) -> Option<u16> {
+    let found = u16::from_be_bytes([head[N - 2], head[N - 1]]);
+    let len = if TCP {
+        meta.l3_len.wrapping_sub(len16(l4))
+    } else {
+        u16::from_be_bytes([head[l4 + 4], head[l4 + 5]])
+    };
+    // The pseudo-header, from the packet: its addresses are the key's.
+    let numbers = Sum::ZERO.word(if TCP { proto::TCP } else { proto::UDP }.into()).word(len);
+    let pseudo = if l4 == ipv4::HEADER_LEN {
+        numbers.eight(get(head, 12))
+    } else {
+        numbers.eight(get(head, 8)).eight(get(head, 16)).eight(get(head, 24)).eight(get(head, 32))
+    };
+    if pseudo.folds_to(found) {
+        return None;
+    }
+    Some(if TCP { checksum::apply(found, t.l4_delta) } else { checksum::apply_udp(found, t.l4_delta) })
+}
+
+#[inline(always)]
+fn set_ports<const N: usize, const TCP: bool>(head: &mut [u8; N], l4: usize, t: &Transform, check: u16) {
+    [head[l4], head[l4 + 1]] = t.sport.to_be_bytes();
+    [head[l4 + 2], head[l4 + 3]] = t.dport.to_be_bytes();
+    [head[N - 2], head[N - 1]] = check.to_be_bytes();
 }
 
 /// Puts the transform's addresses and ports into the packet; the ports of a fragmented SCTP packet stay.
@@ -176,3 +279,6 @@ fn update(bytes: &mut [u8], at: usize, change: impl FnOnce(u16) -> u16) {
         put(bytes, at, &change(get16(bytes, at)).to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,8 @@
 
 use core::fmt;
 
-use super::checksum::{self, pseudo_header};
-use super::{Error, eth, get8, get32, ipv4, ipv6, len16, put, udp};
+use super::checksum::{self, Sum, pseudo_header};
+use super::{Error, eth, get, get8, get32, ipv4, ipv6, len16, put, udp};
 use crate::packet::{Ip, Mac, Meta, proto};
 
 mod field {
@@ -232,6 +232,94 @@ impl OuterRepr {
         if !v4 && self.udp6_checksum {
             let sum = pseudo_header(self.src, self.dst, proto::UDP, u32::from(datagram_len)).bytes(tail);
             put(tail, udp::CHECKSUM_AT, &checksum::udp(sum.finish()).to_be_bytes());
+        }
+        true
+    }
+}
+
+/// The headers of one tunnel over IPv4, made once for all packets that go into it: what differs from one to the next is
+/// filled in.
+///
+/// Over IPv6 the checksum is a pass over the packet, which no preparation spares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    bytes: [u8; PREPARED],
+    /// Of the outer IPv4 header without the fields that differ.
+    sum: Sum,
+}
+
+/// Everything in front of the inner IP packet, over IPv4.
+const PREPARED: usize = 64;
+
+/// What of a tunnel's headers differs from packet to packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Varying {
+    /// UDP source port.
+    pub src_port: u16,
+    /// Outer DSCP and ECN.
+    pub tos: u8,
+    /// Outer IPv4 don't-fragment.
+    pub df: bool,
+    /// Outer IPv4 identification.
+    pub ident: u16,
+    /// Whether the inner packet is IPv6.
+    pub inner_v6: bool,
+    /// Length of the inner IP packet in bytes.
+    pub inner_len: u16,
+}
+
+impl Prepared {
+    /// What encapsulation adds to a frame, in bytes.
+    pub const OVERHEAD: u16 = 50;
+
+    /// From a packet's headers, whose [`Varying`] part does not matter; `None` over IPv6.
+    #[must_use]
+    pub fn new(outer: &OuterRepr) -> Option<Self> {
+        let zeros =
+            OuterRepr { src_port: 0, tos: 0, df: false, ident: 0, inner_v6: false, inner_len: 0, ..*outer };
+        let mut bytes = [0; PREPARED];
+        if !outer.src.is_v4() || !zeros.emit(&mut bytes) {
+            return None;
+        }
+        // These are of an empty packet.
+        [bytes[16], bytes[17], bytes[24], bytes[25]] = [0; 4];
+        let sum = Sum::ZERO.bytes(&get::<20>(&bytes, eth::HEADER_LEN));
+        Some(Self { bytes, sum })
+    }
+
+    /// With the addresses of the outer Ethernet header.
+    #[inline]
+    #[must_use]
+    pub fn with_link(mut self, dst: Mac, src: Mac) -> Self {
+        put(&mut self.bytes, 0, &dst.0);
+        put(&mut self.bytes, 6, &src.0);
+        self
+    }
+
+    /// Writes what [`OuterRepr::emit`] writes, in front of the inner IP packet, which ends with the frame.
+    ///
+    /// `false`, and nothing written, when the frame is shorter than the headers, or the outer packet would be longer
+    /// than 65535 bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn emit(&self, frame: &mut [u8], v: &Varying) -> bool {
+        let (Some(out), Some(total)) =
+            (frame.first_chunk_mut::<PREPARED>(), v.inner_len.checked_add(Self::OVERHEAD))
+        else {
+            return false;
+        };
+        let fragment = if v.df { ipv4::DF } else { 0 };
+        let sum = self.sum.word(v.tos.into()).word(total).word(v.ident).word(fragment);
+        *out = self.bytes;
+        out[15] = v.tos;
+        [out[16], out[17]] = total.to_be_bytes();
+        [out[18], out[19]] = v.ident.to_be_bytes();
+        [out[20], out[21]] = fragment.to_be_bytes();
+        [out[24], out[25]] = sum.finish().to_be_bytes();
+        [out[34], out[35]] = v.src_port.to_be_bytes();
+        [out[38], out[39]] = (total - len16(ipv4::HEADER_LEN)).to_be_bytes();
+        if v.inner_v6 {
+            [out[62], out[63]] = eth::ethertype::IPV6.to_be_bytes();
         }
         true
     }

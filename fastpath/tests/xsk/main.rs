@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 #![allow(clippy::cast_possible_truncation, reason = "constants and lengths of tests")]
 
+mod arenas;
 mod forwarding;
 mod life;
 mod memory;

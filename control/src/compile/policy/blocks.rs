@@ -1,10 +1,12 @@
 //! Address blocks: for every prefix that a rule names, the peer sets that hold its addresses.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fastpath::packet::Ip;
-use fastpath::tables::{Lpm, Prefix};
+use fastpath::tables::Prefix;
+use fastpath::tables::policy::ClassId;
+use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use super::classes::PeerSetId;
@@ -13,68 +15,244 @@ use crate::model::IpBlock;
 /// The prefixes of all blocks in force. The longest one that holds an address says everything of it.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
-    prefixes: Lpm<Vec<PeerSetId>>,
+    /// By family, first address, then length: a prefix comes after those that hold it.
+    edges: BTreeMap<Place, Edge>,
+    /// How many prefixes there are of each family and length.
+    lengths: BTreeMap<(bool, u8), usize>,
+    /// The peer set of each block.
+    owners: HashMap<BlockId, PeerSetId>,
+    /// The blocks of each peer set.
+    of_set: HashMap<PeerSetId, Vec<(BlockId, IpBlock)>>,
+    next: BlockId,
+    /// Blocks of one address and nothing excepted, apart from the others: nothing can lie in them. Each time a set has one.
+    hosts: BTreeMap<Ip, Vec<PeerSetId>>,
+    /// Addresses that such blocks came to or went from.
+    dirty_hosts: Vec<Ip>,
+    /// Prefixes that blocks came to or went from since [`Blocks::settle`].
+    dirty: BTreeSet<Place>,
 }
 
-#[derive(Default)]
-struct Edge {
-    opens: Vec<u32>,
-    closes: Vec<u32>,
+type Place = (bool, u128, u8);
+type BlockId = u64;
+
+/// A prefix where blocks begin, or where they except something.
+#[derive(Debug)]
+pub(super) struct Edge {
+    opens: Vec<BlockId>,
+    closes: Vec<BlockId>,
+    /// Blocks that hold it.
+    active: Vec<BlockId>,
+    /// Their peer sets, sorted.
+    pub(super) sets: Vec<PeerSetId>,
+    /// The class of its addresses, once they have one.
+    pub(super) class: ClassId,
+}
+
+/// What [`Blocks::settle`] has worked out anew: a prefix with all in it.
+#[derive(Debug)]
+pub(super) struct Region {
+    /// The prefix.
+    pub(super) prefix: Prefix,
+    /// Prefixes in it that are gone, and the class of each, which is to be released.
+    pub(super) gone: Vec<(Prefix, ClassId)>,
 }
 
 impl Blocks {
-    /// From every block of every peer set.
-    pub(super) fn new<'a>(blocks: impl Iterator<Item = (PeerSetId, &'a IpBlock)>) -> Self {
-        // Ordered by first address, then length: a prefix comes after those that hold it.
-        let mut edges = BTreeMap::<(bool, u128, u8), (Prefix, Edge)>::new();
-        let mut owners = Vec::new();
-        for (set, block) in blocks {
-            if block.except.iter().any(|e| e.contains(&block.cidr)) {
-                continue;
+    /// Adds a block of a peer set.
+    pub(super) fn add(&mut self, set: PeerSetId, block: &IpBlock) {
+        if block.except.iter().any(|e| e.contains(&block.cidr)) {
+            return;
+        }
+        if let Some(ip) = host_of(block) {
+            self.hosts.entry(ip).or_default().push(set);
+            self.dirty_hosts.push(ip);
+            return;
+        }
+        self.next += 1;
+        let id = self.next;
+        self.owners.insert(id, set);
+        self.of_set.entry(set).or_default().push((id, block.clone()));
+        if let Some(edge) = self.edge(&block.cidr) {
+            edge.opens.push(id);
+        }
+        for except in &block.except {
+            if let Some(edge) = self.edge(except)
+                && !edge.closes.contains(&id)
+            {
+                edge.closes.push(id);
             }
-            let id = u32::try_from(owners.len()).unwrap_or(u32::MAX);
-            owners.push(set);
-            if let Some(edge) = edge(&mut edges, &block.cidr) {
-                edge.opens.push(id);
+        }
+    }
+
+    /// Removes a block of a peer set that [`Blocks::add`] was told of; those that are not of one address all at once.
+    pub(super) fn remove(&mut self, set: PeerSetId, block: &IpBlock) {
+        if let Some(ip) = host_of(block) {
+            if let Some(sets) = self.hosts.get_mut(&ip) {
+                if let Some(at) = sets.iter().position(|s| *s == set) {
+                    sets.swap_remove(at);
+                }
+                if sets.is_empty() {
+                    self.hosts.remove(&ip);
+                }
             }
-            for e in &block.except {
-                if let Some(edge) = edge(&mut edges, e) {
-                    edge.closes.push(id);
+            self.dirty_hosts.push(ip);
+            return;
+        }
+        for (id, block) in self.of_set.remove(&set).unwrap_or_default() {
+            self.owners.remove(&id);
+            for net in std::iter::once(&block.cidr).chain(&block.except) {
+                if let Some(edge) = self.edge(net) {
+                    edge.opens.retain(|b| *b != id);
+                    edge.closes.retain(|b| *b != id);
                 }
             }
         }
-        let mut prefixes = Lpm::default();
-        let mut around: Vec<(Prefix, Vec<u32>)> = Vec::new();
-        for (prefix, edge) in edges.into_values() {
-            while around.last().is_some_and(|(p, _)| !p.contains(prefix.addr())) {
-                around.pop();
+    }
+
+    /// The edge of a prefix, made if there is none, and to be looked at.
+    fn edge(&mut self, net: &IpNet) -> Option<&mut Edge> {
+        let place = place(Prefix::new(net.addr(), net.prefix_len())?);
+        self.dirty.insert(place);
+        let lengths = &mut self.lengths;
+        Some(self.edges.entry(place).or_insert_with(|| {
+            *lengths.entry((place.0, place.2)).or_default() += 1;
+            Edge {
+                opens: Vec::new(),
+                closes: Vec::new(),
+                active: Vec::new(),
+                sets: Vec::new(),
+                class: ClassId::OTHER,
             }
-            let mut active = around.last().map(|(_, a)| a.clone()).unwrap_or_default();
-            active.extend(&edge.opens);
-            active.retain(|id| edge.closes.binary_search(id).is_err());
-            let mut sets: Vec<_> =
-                active.iter().filter_map(|id| owners.get(usize::try_from(*id).ok()?).copied()).collect();
-            sets.sort_unstable();
-            sets.dedup();
-            prefixes.insert(prefix, sets);
-            around.push((prefix, active));
+        }))
+    }
+
+    /// Works out what changed: which blocks hold each prefix that blocks came to or went from, and all prefixes in those.
+    pub(super) fn settle(&mut self) -> Vec<Region> {
+        let mut regions: Vec<Region> = Vec::new();
+        for place in std::mem::take(&mut self.dirty) {
+            let Some(prefix) = prefix(place) else { continue };
+            if regions.last().is_some_and(|r| r.prefix.contains(prefix.addr())) {
+                continue;
+            }
+            let around = self.parent(prefix).map(|(_, e)| e.active.clone()).unwrap_or_default();
+            let gone = self.work_out(prefix, around);
+            regions.push(Region { prefix, gone });
         }
-        Self { prefixes }
+        regions
+    }
+
+    /// Works out every prefix in `region`, which the blocks `around` hold but for what its own edges say.
+    fn work_out(&mut self, region: Prefix, around: Vec<BlockId>) -> Vec<(Prefix, ClassId)> {
+        let mut stack: Vec<(Prefix, Vec<BlockId>)> = Vec::new();
+        let (mut gone, mut empty) = (Vec::new(), Vec::new());
+        for (at, edge) in self.edges.range_mut(range(region)) {
+            let Some(prefix) = prefix(*at) else { continue };
+            if edge.opens.is_empty() && edge.closes.is_empty() {
+                empty.push(*at);
+                gone.push((prefix, edge.class));
+                continue;
+            }
+            while stack.last().is_some_and(|(p, _)| !p.contains(prefix.addr())) {
+                stack.pop();
+            }
+            let outer = stack.last().map_or(&around, |(_, active)| active);
+            let mut active: Vec<BlockId> =
+                outer.iter().filter(|id| !edge.closes.contains(id)).copied().collect();
+            active.extend(edge.opens.iter().filter(|id| !edge.closes.contains(id)));
+            edge.sets = active.iter().filter_map(|id| self.owners.get(id).copied()).collect();
+            edge.sets.sort_unstable();
+            edge.sets.dedup();
+            if !is_host(prefix) {
+                stack.push((prefix, active.clone()));
+            }
+            edge.active = active;
+        }
+        for at in empty {
+            self.edges.remove(&at);
+            if let Some(count) = self.lengths.get_mut(&(at.0, at.2)) {
+                *count -= 1;
+                if *count == 0 {
+                    self.lengths.remove(&(at.0, at.2));
+                }
+            }
+        }
+        gone
+    }
+
+    /// The longest prefix around `prefix`, itself not counted.
+    pub(super) fn parent(&self, prefix: Prefix) -> Option<(Prefix, &Edge)> {
+        let (v4, bits, len) = place(prefix);
+        self.longest(v4, bits, len)
+    }
+
+    /// The longest prefix shorter than `len` that holds an address.
+    fn longest(&self, v4: bool, bits: u128, len: u8) -> Option<(Prefix, &Edge)> {
+        self.lengths.range((v4, 0)..(v4, len)).rev().find_map(|((_, len), _)| {
+            let prefix = Prefix::new(Ip::from_bits(bits).into(), *len)?;
+            self.edges.get(&place(prefix)).map(|edge| (prefix, edge))
+        })
+    }
+
+    /// The addresses that blocks of one address came to or went from since the last call.
+    pub(super) fn take_dirty_hosts(&mut self) -> Vec<Ip> {
+        std::mem::take(&mut self.dirty_hosts)
+    }
+
+    /// Addresses in `region` that have blocks of their own.
+    pub(super) fn hosts_in(&self, region: Prefix) -> impl Iterator<Item = Ip> + '_ {
+        self.hosts.range(region.addr()..=region.last()).map(|(ip, _)| *ip)
     }
 
     /// The peer sets that hold an address by a block, sorted.
-    pub(super) fn sets(&self, ip: Ip) -> &[PeerSetId] {
-        self.prefixes.lookup(ip).map_or(&[], Vec::as_slice)
+    pub(super) fn sets(&self, ip: Ip) -> Vec<PeerSetId> {
+        let around = (!self.edges.is_empty()).then(|| self.longest(ip.is_v4(), ip.bits(), u8::MAX)).flatten();
+        let mut sets = around.map(|(_, e)| e.sets.clone()).unwrap_or_default();
+        if let Some(own) = self.hosts.get(&ip) {
+            sets.extend(own);
+            sets.sort_unstable();
+            sets.dedup();
+        }
+        sets
     }
 
-    /// Every prefix with its peer sets.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Prefix, &[PeerSetId])> {
-        self.prefixes.iter().map(|(p, sets)| (p, sets.as_slice()))
+    /// Whether there is no block.
+    pub(super) fn is_empty(&self) -> bool {
+        self.edges.is_empty() && self.hosts.is_empty()
+    }
+
+    /// Whether a block of one address begins or ends here.
+    pub(super) fn has_host(&self, ip: Ip) -> bool {
+        self.hosts.contains_key(&ip)
+            || !self.edges.is_empty() && self.edges.contains_key(&place(Prefix::host(ip)))
+    }
+
+    /// Every prefix in `region`, shorter ones before those in them.
+    pub(super) fn within(&mut self, region: Prefix) -> impl Iterator<Item = (Prefix, &mut Edge)> {
+        self.edges.range_mut(range(region)).filter_map(|(at, edge)| Some((prefix(*at)?, edge)))
     }
 }
 
-fn edge<'a>(edges: &'a mut BTreeMap<(bool, u128, u8), (Prefix, Edge)>, net: &IpNet) -> Option<&'a mut Edge> {
-    let prefix = Prefix::new(net.addr(), net.prefix_len())?;
-    let key = (prefix.is_v4(), prefix.addr().bits(), prefix.len());
-    Some(&mut edges.entry(key).or_insert_with(|| (prefix, Edge::default())).1)
+/// The address of a block that has one, and excepts nothing.
+fn host_of(block: &IpBlock) -> Option<Ip> {
+    let one = block.cidr.prefix_len() == block.cidr.max_prefix_len() && block.except.is_empty();
+    let prefix = Prefix::new(block.cidr.addr(), block.cidr.prefix_len()).filter(|_| one)?;
+    Some(prefix.addr())
+}
+
+/// Whether a prefix holds one address.
+pub(super) fn is_host(prefix: Prefix) -> bool {
+    prefix == Prefix::host(prefix.addr())
+}
+
+fn place(prefix: Prefix) -> Place {
+    (prefix.is_v4(), prefix.addr().bits(), prefix.len())
+}
+
+fn prefix((_, bits, len): Place) -> Option<Prefix> {
+    Prefix::new(Ip::from_bits(bits).into(), len)
+}
+
+/// The places of a prefix and of all prefixes in it. (One with the same first address that is shorter lies before.)
+fn range(prefix: Prefix) -> std::ops::RangeInclusive<Place> {
+    place(prefix)..=(prefix.is_v4(), prefix.last().bits(), u8::MAX)
 }

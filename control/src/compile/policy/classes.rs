@@ -1,12 +1,14 @@
 //! Peer sets (the peers of one rule) and peer classes (addresses that are in the same peer sets).
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fastpath::tables::policy::ClassId;
+use hashbrown::{HashMap, HashSet};
 
-use super::select::PodSet;
+use super::pods::Pods;
+use super::select::{PodSet, Selections, SetId};
 use crate::model::{IpBlock, Peer, Protocol};
 
 /// One distinct list of peers. Never given out again.
@@ -20,57 +22,160 @@ pub(super) struct NameId(u32);
 /// A peer with its namespace worked in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Member {
-    Pods(PodSet),
+    Pods(SetId),
     Block(IpBlock),
 }
 
-/// Gives numbers to peer sets and port names.
+/// Gives numbers to peer sets and port names, for as long as rules have them.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
-    sets: HashMap<Vec<Member>, PeerSetId>,
-    names: HashMap<(String, Protocol), NameId>,
+    ids: HashMap<Arc<[Member]>, PeerSetId>,
+    sets: HashMap<PeerSetId, Users>,
+    /// The peer sets that a pod set is in.
+    of_pods: HashMap<SetId, BTreeSet<PeerSetId>>,
+    /// Numbers of port names by protocol, and how many rules have each.
+    names: HashMap<(String, Protocol), (NameId, usize)>,
+    by_name: HashMap<NameId, (String, Protocol)>,
     next: u32,
+    /// Peer sets that are new since [`Interner::take_changed`].
+    fresh: Vec<PeerSetId>,
+    /// Those that lost their last user since; they may have another.
+    idle: Vec<PeerSetId>,
+}
+
+#[derive(Debug)]
+struct Users {
+    members: Arc<[Member]>,
+    count: usize,
 }
 
 impl Interner {
-    /// The set of a rule's peers; the order they are written in is of no account.
-    pub(super) fn peer_set(&mut self, namespace: &str, peers: &[Peer]) -> PeerSetId {
-        let member = |peer: &Peer| match peer {
-            Peer::Pods { namespaces, pods } => Member::Pods(PodSet::peer(namespace, namespaces, pods)),
+    /// The set of a rule's peers, with one user more; the order they are written in is of no account.
+    pub(super) fn peer_set(
+        &mut self,
+        selections: &mut Selections,
+        pods: &Pods,
+        namespace: &str,
+        peers: &[Peer],
+    ) -> PeerSetId {
+        let mut member = |peer: &Peer| match peer {
+            Peer::Pods { namespaces, pods: labels } => {
+                Member::Pods(selections.acquire(pods, PodSet::peer(namespace, namespaces, labels)))
+            }
             Peer::Block(block) => Member::Block(block.clone()),
         };
-        let mut members: Vec<_> = peers.iter().map(member).collect();
+        let mut members: Vec<_> = peers.iter().map(&mut member).collect();
         members.sort_unstable();
-        members.dedup();
-        let next = &mut self.next;
-        *self.sets.entry(members).or_insert_with(|| {
-            *next += 1;
-            PeerSetId(*next)
-        })
+        members.dedup_by(|a, b| {
+            let double = a == b;
+            if let (true, Member::Pods(set)) = (double, &a) {
+                selections.release(*set);
+            }
+            double
+        });
+        if let Some(id) = self.ids.get(&members[..]) {
+            for member in &members {
+                if let Member::Pods(set) = member {
+                    selections.release(*set);
+                }
+            }
+            if let Some(users) = self.sets.get_mut(id) {
+                users.count += 1;
+            }
+            return *id;
+        }
+        self.next += 1;
+        let id = PeerSetId(self.next);
+        for member in &members {
+            if let Member::Pods(set) = member {
+                self.of_pods.entry(*set).or_default().insert(id);
+            }
+        }
+        let members: Arc<[Member]> = members.into();
+        self.ids.insert(Arc::clone(&members), id);
+        self.sets.insert(id, Users { members, count: 1 });
+        self.fresh.push(id);
+        id
     }
 
+    /// One user less. The set is there until [`Interner::take_changed`].
+    pub(super) fn release(&mut self, id: PeerSetId) {
+        if let Some(users) = self.sets.get_mut(&id) {
+            users.count = users.count.saturating_sub(1);
+            if users.count == 0 {
+                self.idle.push(id);
+            }
+        }
+    }
+
+    /// Peer sets that came and went since the last call, with their members. Those of the pod sets in the second list
+    /// are still to be released.
+    pub(super) fn take_changed(&mut self) -> [Vec<(PeerSetId, Arc<[Member]>)>; 2] {
+        let mut gone = Vec::new();
+        let (mut fresh, mut idle) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.idle));
+        idle.sort_unstable();
+        idle.dedup();
+        for id in idle {
+            let Some(users) = self.sets.get(&id).filter(|u| u.count == 0) else { continue };
+            let members = Arc::clone(&users.members);
+            self.sets.remove(&id);
+            self.ids.remove(&members[..]);
+            for member in members.iter() {
+                let Member::Pods(set) = member else { continue };
+                if let Some(sets) = self.of_pods.get_mut(set) {
+                    sets.remove(&id);
+                    if sets.is_empty() {
+                        self.of_pods.remove(set);
+                    }
+                }
+            }
+            gone.push((id, members));
+        }
+        fresh.retain(|id| self.sets.contains_key(id));
+        let known = |id: PeerSetId| Some((id, Arc::clone(&self.sets.get(&id)?.members)));
+        [fresh.into_iter().filter_map(known).collect(), gone]
+    }
+
+    /// The peer sets that the pods of a pod set are in.
+    pub(super) fn sets_of(&self, set: SetId) -> impl Iterator<Item = PeerSetId> + '_ {
+        self.of_pods.get(&set).into_iter().flatten().copied()
+    }
+
+    /// The number of a port name, with one user more.
     pub(super) fn name(&mut self, name: &str, protocol: Protocol) -> NameId {
         let next = &mut self.next;
-        *self.names.entry((name.to_owned(), protocol)).or_insert_with(|| {
+        let by_name = &mut self.by_name;
+        let (id, users) = self.names.entry((name.to_owned(), protocol)).or_insert_with(|| {
             *next += 1;
-            NameId(*next)
-        })
+            by_name.insert(NameId(*next), (name.to_owned(), protocol));
+            (NameId(*next), 0)
+        });
+        *users += 1;
+        *id
+    }
+
+    /// One user less of a port name.
+    pub(super) fn release_name(&mut self, id: NameId) {
+        let Some(key) = self.by_name.get(&id) else { return };
+        let Some((_, users)) = self.names.get_mut(key) else { return };
+        *users = users.saturating_sub(1);
+        if *users == 0 {
+            self.names.remove(key);
+            self.by_name.remove(&id);
+        }
     }
 
     /// The number of a name in use, `None` for a name that no rule has.
     pub(super) fn known_name(&self, name: &str, protocol: u8) -> Option<NameId> {
-        self.names.get(&(name.to_owned(), Protocol::from_number(protocol)?)).copied()
+        if self.names.is_empty() {
+            return None;
+        }
+        self.names.get(&(name.to_owned(), Protocol::from_number(protocol)?)).map(|(id, _)| *id)
     }
 
-    /// The sets of `used` with their members; all others are forgotten.
-    pub(super) fn retain(&mut self, sets: &BTreeSet<PeerSetId>, names: &BTreeSet<NameId>) {
-        self.sets.retain(|_, id| sets.contains(id));
-        self.names.retain(|_, id| names.contains(id));
-    }
-
-    /// Every set, by number.
-    pub(super) fn sets(&self) -> BTreeMap<PeerSetId, &[Member]> {
-        self.sets.iter().map(|(members, id)| (*id, members.as_slice())).collect()
+    /// Number of peer sets.
+    pub(super) fn len(&self) -> usize {
+        self.sets.len()
     }
 
     /// How many numbers were given out.
@@ -91,15 +196,22 @@ pub(super) struct Signature {
     pub(super) ports: Resolution,
 }
 
-/// Classes in use and how many addresses and prefixes each has.
+/// Unused classes are forgotten when there are more of them than this and than a half of those in use.
+const SPARE: usize = 64;
+
+/// Classes and how many addresses and prefixes each has.
+///
+/// A class that has lost its last address is kept for a while: pods come and go, and the rows of the matrices that name
+/// it would be rebuilt each time.
 #[derive(Debug, Default)]
 pub(super) struct Classes {
     ids: HashMap<Arc<Signature>, ClassId>,
     live: HashMap<ClassId, (Arc<Signature>, usize)>,
-    by_set: HashMap<PeerSetId, BTreeSet<ClassId>>,
-    by_name: HashMap<NameId, BTreeSet<ClassId>>,
+    by_set: HashMap<PeerSetId, Vec<ClassId>>,
+    by_name: BTreeMap<NameId, BTreeSet<ClassId>>,
+    unused: usize,
     next: u32,
-    /// Sets and names whose classes changed since the last [`Classes::settle`].
+    /// Sets and names whose classes changed since the matrices were looked at.
     pub(super) touched_sets: HashSet<PeerSetId>,
     pub(super) touched_names: HashSet<NameId>,
 }
@@ -107,11 +219,12 @@ pub(super) struct Classes {
 impl Classes {
     /// The class of a signature, with one user more.
     pub(super) fn acquire(&mut self, signature: Signature) -> ClassId {
-        if signature == Signature::default() {
+        if signature.sets.is_empty() && signature.ports.is_empty() {
             return ClassId::OTHER;
         }
         if let Some(id) = self.ids.get(&signature) {
             if let Some((_, users)) = self.live.get_mut(id) {
+                self.unused -= usize::from(*users == 0);
                 *users += 1;
             }
             return *id;
@@ -119,7 +232,7 @@ impl Classes {
         self.next += 1;
         let id = ClassId(self.next);
         for set in &signature.sets {
-            self.by_set.entry(*set).or_default().insert(id);
+            self.by_set.entry(*set).or_default().push(id);
             self.touched_sets.insert(*set);
         }
         for (name, _) in &signature.ports {
@@ -132,29 +245,37 @@ impl Classes {
         id
     }
 
+    /// One user more of a class, if it is there still.
+    pub(super) fn acquire_known(&mut self, id: ClassId) -> bool {
+        let Some((_, users)) = self.live.get_mut(&id) else { return id == ClassId::OTHER };
+        self.unused -= usize::from(*users == 0);
+        *users += 1;
+        true
+    }
+
     /// One user less.
     pub(super) fn release(&mut self, id: ClassId) {
-        if let Some((_, users)) = self.live.get_mut(&id) {
-            *users = users.saturating_sub(1);
+        if let Some((_, users)) = self.live.get_mut(&id)
+            && *users > 0
+        {
+            *users -= 1;
+            self.unused += usize::from(*users == 0);
         }
     }
 
-    /// Forgets classes without users.
-    pub(super) fn settle(&mut self) {
+    /// Forgets classes without users, if they are many.
+    pub(super) fn tidy(&mut self) {
+        if self.unused <= SPARE.max((self.live.len() - self.unused) / 2) {
+            return;
+        }
+        self.unused = 0;
         let dead: Vec<_> =
             self.live.iter().filter(|(_, (_, users))| *users == 0).map(|(id, _)| *id).collect();
+        let mut sets = HashSet::new();
         for id in dead {
             let Some((signature, _)) = self.live.remove(&id) else { continue };
             self.ids.remove(&signature);
-            for set in &signature.sets {
-                self.touched_sets.insert(*set);
-                if let Some(classes) = self.by_set.get_mut(set) {
-                    classes.remove(&id);
-                    if classes.is_empty() {
-                        self.by_set.remove(set);
-                    }
-                }
-            }
+            sets.extend(signature.sets.iter().copied());
             for (name, _) in &signature.ports {
                 self.touched_names.insert(*name);
                 if let Some(classes) = self.by_name.get_mut(name) {
@@ -164,6 +285,15 @@ impl Classes {
                     }
                 }
             }
+        }
+        for set in sets {
+            if let Some(classes) = self.by_set.get_mut(&set) {
+                classes.retain(|id| self.live.contains_key(id));
+                if classes.is_empty() {
+                    self.by_set.remove(&set);
+                }
+            }
+            self.touched_sets.insert(set);
         }
     }
 
@@ -180,9 +310,9 @@ impl Classes {
         self.live.get(&id).map(|(s, _)| s.as_ref())
     }
 
-    /// Number of classes, without [`ClassId::OTHER`].
+    /// Number of classes in use, without [`ClassId::OTHER`].
     pub(super) fn len(&self) -> usize {
-        self.live.len()
+        self.live.len() - self.unused
     }
 
     /// How many numbers were given out.

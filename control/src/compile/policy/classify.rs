@@ -1,99 +1,114 @@
 //! Every address in sight to its class.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap};
-
 use fastpath::packet::Ip;
-use fastpath::tables::policy::PeerInfo;
+use fastpath::tables::policy::{ClassId, PeerInfo};
 
 use super::Compiler;
-use super::blocks::Blocks;
-use super::classes::{Member, NameId, PeerSetId, Resolution, Signature};
-use super::matrix::CompiledRule;
+use super::blocks::is_host;
+use super::classes::{Member, NameId, Resolution, Signature};
 use super::pods::{Changes, Slot};
 
 impl Compiler {
     /// Puts every address and block that may differ from before into its class.
-    pub(super) fn sync_classes(&mut self, changes: &Changes) {
-        let policies = self.in_force.values();
-        let egress_names: BTreeSet<_> =
-            policies.clone().flat_map(|f| &f.egress).flat_map(CompiledRule::names).collect();
-        let all_names: BTreeSet<_> = policies
-            .clone()
-            .flat_map(|f| f.ingress.iter().chain(&f.egress))
-            .flat_map(|r| r.names())
-            .collect();
-        let peer_sets: BTreeSet<_> =
-            policies.flat_map(|f| f.ingress.iter().chain(&f.egress)).filter_map(|r| r.peers).collect();
-        self.interner.retain(&peer_sets, &all_names);
-        let other_rules = egress_names != self.egress_names || peer_sets != self.peer_sets;
-        self.egress_names = egress_names;
-        self.peer_sets = peer_sets;
-        self.classes.touched_sets.clear();
-        self.classes.touched_names.clear();
-
-        let sets = self.interner.sets();
-        // An address may have gone to a pod that did not change itself.
-        let mut slots_changed = changes.slots.clone();
-        slots_changed.extend(changes.addresses.iter().filter_map(|ip| self.pods.owner(*ip)));
-        let mut of_pod = HashMap::<Slot, Vec<PeerSetId>>::new();
-        for (id, members) in &sets {
-            for member in *members {
-                let Member::Pods(set) = member else { continue };
-                let slots = self.selections.members(&self.pods, set);
-                let mut push = |slot: Slot| {
-                    let of_pod = of_pod.entry(slot).or_default();
-                    if of_pod.last() != Some(id) {
-                        of_pod.push(*id);
-                    }
-                };
-                if other_rules {
-                    slots.iter().for_each(|slot| push(*slot));
-                } else {
-                    slots_changed.iter().filter(|s| slots.binary_search(s).is_ok()).for_each(|s| push(*s));
+    pub(super) fn sync_classes(&mut self, mut changes: Changes) {
+        let [fresh, gone] = self.interner.take_changed();
+        for (_, members) in fresh.iter().chain(&gone) {
+            for member in members.iter() {
+                if let Member::Pods(set) = member {
+                    changes.slots.extend(self.selections.members(*set));
                 }
             }
         }
-        let addresses: BTreeSet<Ip> = if other_rules {
-            let blocks = sets.iter().flat_map(|(id, members)| {
-                members.iter().filter_map(|m| match m {
-                    Member::Block(block) => Some((*id, block)),
-                    Member::Pods(_) => None,
-                })
-            });
-            self.blocks = Blocks::new(blocks);
-            self.pods
-                .addresses()
-                .chain(self.nodes.keys().copied())
-                .chain(changes.addresses.iter().copied())
-                .collect()
-        } else {
-            changes.addresses.clone()
-        };
+        for (id, members) in &gone {
+            for member in members.iter() {
+                match member {
+                    Member::Pods(set) => self.selections.release(*set),
+                    Member::Block(block) => self.blocks.remove(*id, block),
+                }
+            }
+        }
+        for (id, members) in &fresh {
+            for member in members.iter() {
+                if let Member::Block(block) = member {
+                    self.blocks.add(*id, block);
+                }
+            }
+        }
+        if !fresh.is_empty() || !gone.is_empty() {
+            self.class_of.clear();
+        }
+        let mut addresses = changes.addresses;
+        // An address may have gone to a pod that did not change itself.
+        for slot in &changes.slots {
+            addresses.extend(self.pods.entry(*slot).into_iter().flat_map(|e| e.addresses()));
+        }
+        if std::mem::take(&mut self.egress_names_changed) {
+            self.class_of.clear();
+            addresses.extend(self.pods.addresses());
+        }
+        self.sync_blocks(&mut addresses);
+        addresses.sort_unstable();
+        addresses.dedup();
         for ip in addresses {
-            self.classify(ip, &of_pod);
+            self.classify(ip);
         }
-        if other_rules {
-            self.classify_blocks();
-        }
-        self.classes.settle();
     }
 
-    fn classify(&mut self, ip: Ip, of_pod: &HashMap<Slot, Vec<PeerSetId>>) {
+    /// Classes of address blocks; adds the addresses with entries of their own that lie in blocks that changed.
+    fn sync_blocks(&mut self, addresses: &mut Vec<Ip>) {
+        addresses.extend(self.blocks.take_dirty_hosts());
+        for region in self.blocks.settle() {
+            for (prefix, class) in region.gone {
+                self.classes.release(class);
+                if is_host(prefix) {
+                    addresses.push(prefix.addr());
+                }
+            }
+            if is_host(region.prefix) {
+                addresses.push(region.prefix.addr());
+                continue;
+            }
+            addresses.extend(self.pods.addresses_in(region.prefix));
+            addresses.extend(self.blocks.hosts_in(region.prefix));
+            addresses
+                .extend(self.nodes.range(region.prefix.addr()..=region.prefix.last()).map(|(ip, _)| *ip));
+            let around = self.blocks.parent(region.prefix).map_or(ClassId::OTHER, |(_, e)| e.class);
+            self.table.peers.paint(region.prefix, around);
+            let (classes, peers) = (&mut self.classes, &mut self.table.peers);
+            for (prefix, edge) in self.blocks.within(region.prefix) {
+                if is_host(prefix) {
+                    addresses.push(prefix.addr());
+                    continue;
+                }
+                let class = classes.acquire(Signature { sets: edge.sets.clone(), ports: Vec::new() });
+                classes.release(std::mem::replace(&mut edge.class, class));
+                peers.paint(prefix, class);
+            }
+        }
+    }
+
+    fn classify(&mut self, ip: Ip) {
         let owner = self.pods.owner(ip);
         let node = self.nodes.get(&ip).copied();
         let before = self.table.peers.get(ip);
-        if owner.is_none() && node.is_none() {
+        if owner.is_none() && node.is_none() && !self.blocks.has_host(ip) {
             self.table.peers.remove(ip);
         } else {
-            let mut signature = Signature { sets: self.blocks.sets(ip).to_vec(), ports: Vec::new() };
-            if let Some(slot) = owner {
-                signature.sets.extend(of_pod.get(&slot).into_iter().flatten());
-                signature.sets.sort_unstable();
-                signature.sets.dedup();
-                signature.ports = self.resolve(slot, |name| self.egress_names.contains(&name));
-            }
-            let class = self.classes.acquire(signature);
+            let blocks = if self.blocks.is_empty() { Vec::new() } else { self.blocks.sets(ip) };
+            let class = match owner {
+                Some(slot) if blocks.is_empty() && self.egress_names.is_empty() => self.class_of_pod(slot),
+                Some(slot) => {
+                    let mut signature = Signature { sets: blocks, ports: Vec::new() };
+                    let sets = self.selections.of(slot).iter();
+                    signature.sets.extend(sets.flat_map(|set| self.interner.sets_of(*set)));
+                    signature.sets.sort_unstable();
+                    signature.sets.dedup();
+                    signature.ports = self.resolve(slot, |name| self.egress_names.contains_key(&name));
+                    self.classes.acquire(signature)
+                }
+                None => self.classes.acquire(Signature { sets: blocks, ports: Vec::new() }),
+            };
             let info = PeerInfo { class, node: node.unwrap_or_default() };
             if before != Some(info) {
                 self.table.peers.insert(ip, info);
@@ -104,20 +119,20 @@ impl Compiler {
         }
     }
 
-    fn classify_blocks(&mut self) {
-        let mut prefixes: Vec<_> = self.blocks.iter().collect();
-        prefixes.sort_unstable();
-        let mut classes = Vec::new();
-        let mut acquire = |sets: &[PeerSetId]| {
-            let class = self.classes.acquire(Signature { sets: sets.to_vec(), ports: Vec::new() });
-            classes.push(class);
-            class
-        };
-        let blocks = prefixes.into_iter().map(|(prefix, sets)| (prefix, acquire(sets))).collect();
-        self.table.peers.set_blocks(blocks);
-        for class in std::mem::replace(&mut self.block_classes, classes) {
-            self.classes.release(class);
+    /// The class of a pod's address that lies in no block, with one user more; pods in the same sets are in the same class.
+    fn class_of_pod(&mut self, slot: Slot) -> ClassId {
+        let pod_sets = self.selections.of(slot);
+        if let Some(class) = self.class_of.get(pod_sets)
+            && self.classes.acquire_known(*class)
+        {
+            return *class;
         }
+        let mut sets: Vec<_> = pod_sets.iter().flat_map(|set| self.interner.sets_of(*set)).collect();
+        sets.sort_unstable();
+        sets.dedup();
+        let class = self.classes.acquire(Signature { sets, ports: Vec::new() });
+        self.class_of.insert(pod_sets.into(), class);
+        class
     }
 
     /// What those port names in use that `wanted` picks stand for on a pod.

@@ -1,11 +1,11 @@
 //! What rules have counted: packets, bytes and flows of each rule in force, over all workers.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use fastpath::stats::RuleCounters;
 use fastpath::tables::policy::RuleId;
+use hashbrown::HashMap;
 
 use super::{Decider, RuleInfo, RuleNames};
 
@@ -61,18 +61,22 @@ impl Counters {
         self.tables.last().cloned().unwrap_or_default()
     }
 
-    /// Takes over which rules are in force from the snapshot of `generation` on.
+    /// Takes over which rules are in force from the snapshot of `generation` on. To be told of every compilation: what
+    /// is looked at is what changed since the one before.
     pub fn follow(&mut self, names: &RuleNames, generation: u32) {
         let size = names.len().next_power_of_two().clamp(FIRST, MOST);
         if self.current().rules() < size {
             self.tables.push(Arc::new(RuleCounters::new(self.workers, size)));
         }
-        let mut before = std::mem::take(&mut self.known);
-        for (id, info) in names.iter() {
-            let same = before.remove(&id).filter(|known| known.info.decider == info.decider);
+        for id in names.changed() {
+            let Some(info) = names.get(*id) else {
+                self.known.remove(id);
+                continue;
+            };
+            let same = self.known.get(id).filter(|known| known.info.decider == info.decider);
             let (from, since) =
-                same.map_or_else(|| (self.total(id), generation), |known| (known.from, known.since));
-            self.known.insert(id, Known { info: Arc::clone(info), from, since });
+                same.map_or_else(|| (self.total(*id), generation), |known| (known.from, known.since));
+            self.known.insert(*id, Known { info: Arc::clone(info), from, since });
         }
     }
 
@@ -132,7 +136,9 @@ mod tests {
     /// Compiles rules of these numbers; gives the id of each.
     fn compile(ids: &mut RuleIds, indices: impl IntoIterator<Item = usize>) -> (RuleNames, Vec<RuleId>) {
         ids.begin();
-        let out = indices.into_iter().map(|i| ids.id(rule(i), &Origin::Api)).collect();
+        ids.begin_isolations();
+        let out = indices.into_iter().map(|i| ids.isolation(rule(i), &Origin::Api)).collect();
+        ids.end_isolations();
         (ids.end(), out)
     }
 
@@ -198,9 +204,9 @@ mod tests {
         let (mut ids, mut counters) = (RuleIds::default(), Counters::new(1));
         ids.begin();
         let isolated = Decider::Isolated { direction: Direction::Egress, policies: Vec::new() };
-        ids.id(isolated.clone(), &Origin::Api);
-        ids.id(rule(1), &Origin::Api);
-        ids.id(rule(0), &Origin::Api);
+        ids.isolation(isolated.clone(), &Origin::Api);
+        ids.give(rule(1), &Origin::Api);
+        ids.give(rule(0), &Origin::Api);
         counters.follow(&ids.end(), 7);
         let order: Vec<_> = counters.rows().into_iter().map(|(info, _)| info.decider.clone()).collect();
         assert_eq!(order, [rule(0), rule(1), isolated]);

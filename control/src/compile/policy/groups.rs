@@ -1,10 +1,11 @@
 //! Endpoints under the same policies to groups, and their policies to matrices.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fastpath::tables::policy::{Direction, Group, GroupId, Matrix, NodeIndex, RuleId};
+use hashbrown::HashMap;
 
 use super::classes::{NameId, PeerSetId, Resolution};
 use super::matrix::{self, CompiledRule};
@@ -25,42 +26,48 @@ pub(super) struct MatrixKey {
 pub(super) struct CachedMatrix {
     pub(super) matrix: Arc<Matrix>,
     isolated: RuleId,
-    sets: BTreeSet<PeerSetId>,
+    /// Sorted.
+    sets: Vec<PeerSetId>,
     names: BTreeSet<NameId>,
 }
 
 impl Compiler {
     /// One group for each (node, ingress matrix, egress matrix), in order of the endpoints' names.
-    pub(super) fn build_groups(
-        &mut self,
-        subjects: &HashMap<Slot, Vec<ObjectName>>,
-    ) -> BTreeMap<ObjectName, GroupId> {
+    pub(super) fn build_groups(&mut self) -> BTreeMap<ObjectName, GroupId> {
         let mut before = std::mem::take(&mut self.matrices);
         let mut known = HashMap::<(NodeIndex, Option<MatrixKey>, Option<MatrixKey>), GroupId>::new();
         let mut endpoints = BTreeMap::new();
         self.table.groups.clear();
-        let pods: Vec<_> = self
-            .pods
-            .iter()
-            .filter(|(_, e)| self.in_scope(&e.pod))
-            .map(|(s, e)| (s, e.pod.clone()))
-            .collect();
-        for (slot, pod) in pods {
-            let names = subjects.get(&slot).map(Vec::as_slice).unwrap_or_default();
-            let [ingress, egress] = Direction::BOTH.map(|d| self.matrix(slot, d, names, &mut before));
-            let node = pod.node.as_ref().and_then(|n| self.node_indices.get(n)).copied().unwrap_or_default();
+        self.rule_ids.begin_isolations();
+        let here = std::mem::take(&mut self.here);
+        for (name, slot) in &here {
+            let Some(entry) = self.pods.entry(*slot) else { continue };
+            let node = entry.pod.node.as_ref().and_then(|n| self.node_indices.get(n)).copied();
+            let policies = self.subject_to(*slot);
+            let [ingress, egress] = Direction::BOTH.map(|d| self.matrix(*slot, d, &policies, &mut before));
             let groups = &mut self.table.groups;
             let matrices = &self.matrices;
-            let group =
-                *known.entry((node, ingress, egress)).or_insert_with_key(|(node, ingress, egress)| {
+            let group = *known.entry((node.unwrap_or_default(), ingress, egress)).or_insert_with_key(
+                |(node, ingress, egress)| {
                     let matrix =
                         |key: &Option<MatrixKey>| matrices.get(key.as_ref()?).map(|c| c.matrix.clone());
                     groups.push(Group { node: *node, ingress: matrix(ingress), egress: matrix(egress) });
                     GroupId(u32::try_from(groups.len() - 1).unwrap_or(u32::MAX))
-                });
-            endpoints.insert(pod.name.clone(), group);
+                },
+            );
+            endpoints.insert(name.clone(), group);
         }
+        self.here = here;
+        self.rule_ids.end_isolations();
+        self.classes.touched_sets.clear();
+        self.classes.touched_names.clear();
         endpoints
+    }
+
+    /// Names of the policies in force that select a pod, in order.
+    fn subject_to(&self, slot: Slot) -> BTreeSet<ObjectName> {
+        let of_set = |set| self.by_selector.get(set).into_iter().flatten().cloned();
+        self.selections.of(slot).iter().flat_map(of_set).collect()
     }
 
     /// Key of the matrix for one direction, which is then among `self.matrices`; `None` when no policy isolates.
@@ -68,7 +75,7 @@ impl Compiler {
         &mut self,
         slot: Slot,
         direction: Direction,
-        policies: &[ObjectName],
+        policies: &BTreeSet<ObjectName>,
         before: &mut HashMap<MatrixKey, CachedMatrix>,
     ) -> Option<MatrixKey> {
         let isolating: Vec<&InForce> = policies
@@ -77,30 +84,42 @@ impl Compiler {
             .filter(|f| f.policy.rules(direction).is_some())
             .collect();
         let first = isolating.first()?;
-        let rules: Vec<&CompiledRule> = isolating.iter().flat_map(|f| f.rules(direction)).collect();
-        let names: BTreeSet<NameId> = rules.iter().flat_map(|r| r.names()).collect();
         let own = match direction {
-            Direction::Ingress => self.resolve(slot, |name| names.contains(&name)),
-            Direction::Egress => Vec::new(),
+            Direction::Ingress if isolating.iter().any(|f| !f.side(direction).names.is_empty()) => {
+                self.resolve(slot, |name| isolating.iter().any(|f| f.side(direction).names.contains(&name)))
+            }
+            _ => Vec::new(),
         };
         let key = MatrixKey { direction, policies: isolating.iter().map(|f| f.content).collect(), own };
         if self.matrices.contains_key(&key) {
             return Some(key);
         }
-        let sets: BTreeSet<PeerSetId> = rules.iter().filter_map(|r| r.peers).collect();
         let decider = Decider::Isolated {
             direction,
             policies: isolating.iter().map(|f| f.policy.name.clone()).collect(),
         };
-        let isolated = self.rule_ids.id(decider, &first.policy.origin);
+        let isolated = self.rule_ids.isolation(decider, &first.policy.origin);
+        let classes = &self.classes;
         let untouched = |c: &CachedMatrix| {
             c.isolated == isolated
-                && !c.sets.iter().any(|s| self.classes.touched_sets.contains(s))
-                && !c.names.iter().any(|n| self.classes.touched_names.contains(n))
+                && if classes.touched_sets.len() < c.sets.len() {
+                    !classes.touched_sets.iter().any(|s| c.sets.binary_search(s).is_ok())
+                } else {
+                    !c.sets.iter().any(|s| classes.touched_sets.contains(s))
+                }
+                && !c.names.iter().any(|n| classes.touched_names.contains(n))
         };
         let cached = before.remove(&key).filter(untouched).unwrap_or_else(|| {
             let own = (direction == Direction::Ingress).then_some(&key.own[..]);
-            let matrix = Arc::new(matrix::build(&rules, isolated, own, &self.classes));
+            let sides = isolating.iter().map(|f| f.side(direction));
+            let rules: Vec<&CompiledRule> = sides.clone().flat_map(|s| &s.rules).collect();
+            let mut sets: Vec<PeerSetId> = sides.clone().flat_map(|s| &s.sets).copied().collect();
+            if isolating.len() > 1 {
+                sets.sort_unstable();
+                sets.dedup();
+            }
+            let names = sides.flat_map(|s| &s.names).copied().collect();
+            let matrix = Arc::new(matrix::build(&rules, isolated, own, classes));
             CachedMatrix { matrix, isolated, sets, names }
         });
         self.matrices.insert(key.clone(), cached);

@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap};
 
-use fastpath::tables::policy::{Cell, ClassId, Matrix, PortFn, PortMap, Rows, RuleId};
+use fastpath::tables::policy::{Cell, ClassId, Matrix, PortFn, PortMap, Row, Rows, RuleId};
+use hashbrown::HashMap;
 
 use super::classes::{Classes, NameId, PeerSetId};
 use crate::model::Protocol;
@@ -59,7 +60,7 @@ pub(super) fn build(
     classes: &Classes,
 ) -> Matrix {
     let mut every_peer = Vec::new();
-    let mut met: Vec<(ClassId, Option<usize>)> = Vec::new();
+    let mut met: Vec<(ClassId, Option<usize>)> = Vec::with_capacity(rules.len());
     for (i, rule) in rules.iter().enumerate() {
         match rule.peers {
             Some(set) => met.extend(classes.with_set(set).map(|c| (c, Some(i)))),
@@ -75,26 +76,66 @@ pub(super) fn build(
     met.sort_unstable();
 
     let names: BTreeSet<NameId> = rules.iter().flat_map(|r| r.names()).collect();
-    let mut functions = vec![port_fn(rules, &every_peer, own.unwrap_or_default(), isolated)];
-    let mut known = HashMap::<(Vec<usize>, Vec<(NameId, u16)>), u32>::new();
-    let mut rows = Rows::default();
+    let mut functions = Vec::new();
+    let default = make_row(rules, &every_peer, own.unwrap_or_default(), isolated, &mut functions);
+    let mut known = HashMap::<(Vec<usize>, Vec<(NameId, u16)>), Row>::new();
+    let mut rows = Rows::with_capacity(met.len());
     for of_class in met.chunk_by(|a, b| a.0 == b.0) {
-        let Some((class, _)) = of_class.first() else { continue };
+        let Some((class, first)) = of_class.first() else { continue };
+        if let ([_], [], Some(rule)) = (of_class, &every_peer[..], first.and_then(|i| rules.get(i)))
+            && let Some(row) = simple(rule)
+        {
+            rows.insert(*class, row);
+            continue;
+        }
         let mut matched: Vec<usize> =
             of_class.iter().filter_map(|m| m.1).chain(every_peer.iter().copied()).collect();
         matched.sort_unstable();
         matched.dedup();
         let resolution: Vec<_> = match (own, classes.signature(*class)) {
-            (None, Some(s)) => s.ports.iter().filter(|(n, _)| names.contains(n)).copied().collect(),
+            (None, Some(s)) if !names.is_empty() => {
+                s.ports.iter().filter(|(n, _)| names.contains(n)).copied().collect()
+            }
             _ => Vec::new(),
         };
         let row = *known.entry((matched, resolution)).or_insert_with_key(|(matched, resolution)| {
-            functions.push(port_fn(rules, matched, own.unwrap_or(resolution), isolated));
-            u32::try_from(functions.len() - 1).unwrap_or(u32::MAX)
+            make_row(rules, matched, own.unwrap_or(resolution), isolated, &mut functions)
         });
         rows.insert(*class, row);
     }
-    Matrix::new(0, rows, functions)
+    Matrix::new(Cell::deny(isolated), default, rows, functions)
+}
+
+/// The row of one rule alone, if it needs no function.
+fn simple(rule: &CompiledRule) -> Option<Row> {
+    let cell = Cell::allow(rule.id);
+    match rule.ports[..] {
+        [] => Some(Row::all(cell)),
+        [(protocol, CompiledPort::Any)] => Some(Row::ports(protocol.number(), 0, u16::MAX, cell)),
+        [(protocol, CompiledPort::Range(first, last))] => {
+            Some(Row::ports(protocol.number(), first, last, cell))
+        }
+        _ => None,
+    }
+}
+
+/// The row of the rules numbered by `which`; adds its function, if it needs one.
+fn make_row(
+    rules: &[&CompiledRule],
+    which: &[usize],
+    resolution: &[(NameId, u16)],
+    isolated: RuleId,
+    functions: &mut Vec<PortFn>,
+) -> Row {
+    let row = match which {
+        [] => Some(Row::all(Cell::deny(isolated))),
+        [only] => rules.get(*only).and_then(|rule| simple(rule)),
+        _ => None,
+    };
+    row.unwrap_or_else(|| {
+        functions.push(port_fn(rules, which, resolution, isolated));
+        Row::function(u32::try_from(functions.len() - 1).unwrap_or(u32::MAX))
+    })
 }
 
 /// The union of the rules numbered by `which`: on each port the first of them that allows it.
@@ -144,8 +185,13 @@ struct Span {
 }
 
 fn port_map(mut spans: Vec<Span>, isolated: RuleId) -> PortMap {
-    let mut edges: BTreeSet<u16> = spans.iter().map(|s| s.first).collect();
+    if spans.is_empty() {
+        return PortMap::One(Cell::deny(isolated));
+    }
+    let mut edges: Vec<u16> = spans.iter().map(|s| s.first).collect();
     edges.extend(spans.iter().filter_map(|s| s.last.checked_add(1)));
+    edges.sort_unstable();
+    edges.dedup();
     spans.sort_unstable_by_key(|s| s.first);
     let mut next = spans.iter().peekable();
     let mut open = BinaryHeap::new();

@@ -5,19 +5,21 @@
 //!  policies ─► those that select a pod here ─► peer sets ─┴► peer classes ─► matrix per (policies, direction)
 //! ```
 //!
-//! A [`Compiler`] keeps the steps between compilations and redoes what a change touches: selectors are looked
-//! at again only for pods that changed, matrices are rebuilt only when their policies or the classes they
+//! A [`Compiler`] keeps the steps between compilations and redoes what a change touches. What that is it finds by the
+//! difference between two models ([`Table::diff`](crate::model::Table::diff)): of selectors only those are looked at that a changed pod may be in, of addresses
+//! those whose pod, selectors or blocks changed; matrices are rebuilt only when their policies or the classes they
 //! tell apart changed. [`compile`] does it once, from nothing; both give the same verdicts.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use fastpath::packet::Ip;
-use fastpath::tables::policy::{ClassId, Direction, GroupId, NodeIndex, PolicyTable};
+use fastpath::tables::policy::{ClassId, Direction, GroupId, NodeIndex, PolicyTable, RuleId};
+use hashbrown::HashMap;
 
-use crate::model::{Model, NetworkPolicy, ObjectName, Pod, PortSpec};
+use crate::model::{Model, NetworkPolicy, ObjectName, Pod, PortSpec, Rule};
 
 mod blocks;
 mod classes;
@@ -37,7 +39,7 @@ use classes::{Classes, Interner, NameId, PeerSetId};
 use groups::{CachedMatrix, MatrixKey};
 use matrix::{CompiledPort, CompiledRule};
 use pods::{Changes, Pods, Slot};
-use select::{PodSet, Selections};
+use select::{PodSet, Selections, SetId};
 
 pub use counters::{Count, Counters};
 pub use reasons::{PolicyReasons, RuleReason};
@@ -58,7 +60,7 @@ pub struct Compiled {
     /// The tables of the packet path.
     pub table: PolicyTable,
     /// Group of every endpoint in scope.
-    pub endpoints: BTreeMap<ObjectName, GroupId>,
+    pub endpoints: Arc<BTreeMap<ObjectName, GroupId>>,
     /// What the rule ids in the table mean.
     pub rules: RuleNames,
 }
@@ -75,12 +77,12 @@ struct InForce {
     policy: Arc<NetworkPolicy>,
     /// Changes with everything but the lines it was read from.
     content: u64,
-    ingress: Vec<CompiledRule>,
-    egress: Vec<CompiledRule>,
+    ingress: Side,
+    egress: Side,
 }
 
 impl InForce {
-    fn rules(&self, direction: Direction) -> &[CompiledRule] {
+    fn side(&self, direction: Direction) -> &Side {
         match direction {
             Direction::Ingress => &self.ingress,
             Direction::Egress => &self.egress,
@@ -88,26 +90,47 @@ impl InForce {
     }
 }
 
+/// The rules of one direction.
+#[derive(Debug, Default)]
+struct Side {
+    rules: Vec<CompiledRule>,
+    /// The peer sets of all, sorted, each once.
+    sets: Vec<PeerSetId>,
+    /// The port names of all.
+    names: BTreeSet<NameId>,
+}
+
 /// Compiles one model after the other, reusing what did not change.
 #[derive(Debug)]
 pub struct Compiler {
     scope: Scope,
     own_addresses: Vec<IpAddr>,
+    /// The model compiled last.
+    seen: Model,
     pods: Pods,
     selections: Selections,
     interner: Interner,
     classes: Classes,
     rule_ids: rules::RuleIds,
+    /// The pods in scope by name.
+    here: BTreeMap<ObjectName, Slot>,
+    /// The same by number.
+    here_names: HashMap<Slot, ObjectName>,
+    /// The pods that each policy selects, in force or not.
+    selectors: HashMap<ObjectName, SetId>,
+    by_selector: HashMap<SetId, BTreeSet<ObjectName>>,
     in_force: BTreeMap<ObjectName, InForce>,
-    /// Egress port names and peer sets that the classes tell apart.
-    egress_names: BTreeSet<NameId>,
-    peer_sets: BTreeSet<PeerSetId>,
+    /// Port names that egress rules in force have, and how many have each: the classes tell them apart.
+    egress_names: HashMap<NameId, usize>,
+    egress_names_changed: bool,
     blocks: Blocks,
-    block_classes: Vec<ClassId>,
+    /// The class of pods that are in these sets, whose addresses lie in no block and have no port names.
+    class_of: HashMap<Box<[SetId]>, ClassId>,
     node_indices: HashMap<String, NodeIndex>,
     nodes: BTreeMap<Ip, NodeIndex>,
     matrices: HashMap<MatrixKey, CachedMatrix>,
     table: PolicyTable,
+    endpoints: Arc<BTreeMap<ObjectName, GroupId>>,
     next_content: u64,
 }
 
@@ -118,20 +141,26 @@ impl Compiler {
         Self {
             scope,
             own_addresses: Vec::new(),
+            seen: Model::default(),
             pods: Pods::default(),
             selections: Selections::default(),
             interner: Interner::default(),
             classes: Classes::default(),
             rule_ids: rules::RuleIds::default(),
+            here: BTreeMap::new(),
+            here_names: HashMap::new(),
+            selectors: HashMap::new(),
+            by_selector: HashMap::new(),
             in_force: BTreeMap::new(),
-            egress_names: BTreeSet::new(),
-            peer_sets: BTreeSet::new(),
+            egress_names: HashMap::new(),
+            egress_names_changed: false,
             blocks: Blocks::default(),
-            block_classes: Vec::new(),
+            class_of: HashMap::new(),
             node_indices: HashMap::new(),
             nodes: BTreeMap::new(),
             matrices: HashMap::new(),
             table: PolicyTable::default(),
+            endpoints: Arc::default(),
             next_content: 0,
         }
     }
@@ -142,38 +171,83 @@ impl Compiler {
         self.own_addresses = addresses;
     }
 
-    /// Compiles the model as it is now.
+    /// Compiles the model as it is now. Costs what differs from the last one, but for a step a chunk of its tables.
     pub fn update(&mut self, model: &Model) -> Compiled {
-        if self.interner.given_out().max(self.classes.given_out()) > u32::MAX / 2 {
-            // Numbers are never reused; long before they run out, begin anew.
-            let rule_ids = std::mem::take(&mut self.rule_ids);
-            let own_addresses = std::mem::take(&mut self.own_addresses);
-            *self = Self { rule_ids, own_addresses, ..Self::new(self.scope.clone()) };
-        }
-        let mut changes = self.pods.sync(model);
-        self.selections.sync(&self.pods, &changes);
-        self.sync_nodes(model, &mut changes);
+        let given_out = [self.interner.given_out(), self.classes.given_out(), self.selections.given_out()];
         self.rule_ids.begin();
-        let subjects = self.sync_policies(model);
-        self.sync_classes(&changes);
-        let endpoints = self.build_groups(&subjects);
-        self.selections.forget_unused();
-        Compiled { table: self.table.clone(), endpoints, rules: self.rule_ids.end() }
+        if given_out.iter().any(|n| *n > u32::MAX / 2) {
+            self.begin_anew();
+        }
+        let before = std::mem::replace(&mut self.seen, model.clone());
+        let mut changes = self.pods.sync(&before, model);
+        let here = self.sync_scope(&changes);
+        let touched = self.selections.sync(&self.pods, &changes.slots, |slot| here.contains(&slot));
+        let nodes = !before.nodes.is_same(&model.nodes);
+        self.sync_nodes(model, &mut changes);
+        let policies = self.sync_policies(&before, model, &touched);
+        self.sync_classes(changes);
+        let classes = !self.classes.touched_sets.is_empty() || !self.classes.touched_names.is_empty();
+        if nodes || policies || classes || !here.is_empty() {
+            self.endpoints = Arc::new(self.build_groups());
+        }
+        Compiled {
+            table: self.table.clone(),
+            endpoints: Arc::clone(&self.endpoints),
+            rules: self.rule_ids.end(),
+        }
+    }
+
+    /// Work that no verdict waits for: forgets what has been out of use for a while.
+    pub fn tidy(&mut self) {
+        self.classes.tidy();
+    }
+
+    /// Numbers are never reused; long before they run out, begins anew.
+    fn begin_anew(&mut self) {
+        let mut rule_ids = std::mem::take(&mut self.rule_ids);
+        for side in self.in_force.values().flat_map(|f| [&f.ingress, &f.egress]) {
+            side.rules.iter().for_each(|rule| rule_ids.retire(rule.id));
+        }
+        let own_addresses = std::mem::take(&mut self.own_addresses);
+        *self = Self { rule_ids, own_addresses, ..Self::new(self.scope.clone()) };
+    }
+
+    /// Which pods are in scope; gives those that changed and are, or were.
+    fn sync_scope(&mut self, changes: &Changes) -> BTreeSet<Slot> {
+        let mut here = BTreeSet::new();
+        for slot in &changes.slots {
+            if let Some(name) = self.here_names.remove(slot) {
+                if self.here.get(&name) == Some(slot) {
+                    self.here.remove(&name);
+                }
+                here.insert(*slot);
+            }
+            if let Some(entry) = self.pods.entry(*slot).filter(|e| self.in_scope(&e.pod)) {
+                let name = entry.pod.name.clone();
+                self.here.insert(name.clone(), *slot);
+                self.here_names.insert(*slot, name);
+                here.insert(*slot);
+            }
+        }
+        here
     }
 
     /// Numbers of nodes and their addresses.
     fn sync_nodes(&mut self, model: &Model, changes: &mut Changes) {
         let mut nodes = BTreeMap::new();
-        for (name, node) in &model.nodes {
-            if matches!(&self.scope, Scope::Node(own) if own != name) {
-                continue;
+        match &self.scope {
+            Scope::Node(own) => {
+                let own = own.clone();
+                let index = self.node_index(&own);
+                let known = model.nodes.get(&own).map(|n| n.addresses.clone()).unwrap_or_default();
+                nodes.extend(known.iter().chain(&self.own_addresses).map(|a| (Ip::from(*a), index)));
             }
-            let index = self.node_index(name);
-            nodes.extend(node.addresses.iter().map(|a| (Ip::from(*a), index)));
-        }
-        if let Scope::Node(own) = &self.scope {
-            let index = self.node_index(&own.clone());
-            nodes.extend(self.own_addresses.iter().map(|a| (Ip::from(*a), index)));
+            Scope::Cluster => {
+                for (name, node) in &model.nodes {
+                    let index = self.node_index(name);
+                    nodes.extend(node.addresses.iter().map(|a| (Ip::from(*a), index)));
+                }
+            }
         }
         let differs = |(ip, index): (&Ip, &NodeIndex), other: &BTreeMap<Ip, NodeIndex>| {
             (other.get(ip) != Some(index)).then_some(*ip)
@@ -199,58 +273,169 @@ impl Compiler {
         }
     }
 
-    /// Numbers the rules of policies that select a pod in scope. Gives the policies of every such pod, by name.
-    fn sync_policies(&mut self, model: &Model) -> HashMap<Slot, Vec<ObjectName>> {
-        let mut subjects = HashMap::<Slot, Vec<ObjectName>>::new();
-        let mut before = std::mem::take(&mut self.in_force);
-        for (name, policy) in &model.policies {
-            let set = PodSet::in_namespace(&name.namespace, &policy.pod_selector);
-            let members = self.selections.members(&self.pods, &set);
-            let mut any = false;
-            for slot in members.iter() {
-                if self.pods.entry(*slot).is_some_and(|e| self.in_scope(&e.pod)) {
-                    any = true;
-                    subjects.entry(*slot).or_default().push(name.clone());
+    /// Takes policies over that changed, or of which `touched` says that they may select other pods in scope than
+    /// before. Returns whether another is in force, or says something else.
+    fn sync_policies(&mut self, before: &Model, model: &Model, touched: &BTreeSet<SetId>) -> bool {
+        let mut names = BTreeSet::new();
+        for (name, _, now) in before.policies.diff(&model.policies) {
+            let set = now.map(|policy| {
+                let set = PodSet::in_namespace(&name.namespace, &policy.pod_selector);
+                self.selections.acquire(&self.pods, set)
+            });
+            let known = match set {
+                Some(set) => self.selectors.insert(name.clone(), set),
+                None => self.selectors.remove(name),
+            };
+            if known != set {
+                if let Some(known) = known
+                    && let Some(policies) = self.by_selector.get_mut(&known)
+                {
+                    policies.remove(name);
+                    if policies.is_empty() {
+                        self.by_selector.remove(&known);
+                    }
+                }
+                if let Some(set) = set {
+                    self.by_selector.entry(set).or_default().insert(name.clone());
                 }
             }
-            if any {
-                let known = before.remove(name).filter(|f| same(&f.policy, policy));
-                let in_force = self.number(policy, known);
-                self.in_force.insert(name.clone(), in_force);
+            if let Some(known) = known {
+                self.selections.release(known);
             }
+            names.insert(name.clone());
         }
-        subjects
-    }
-
-    fn number(&mut self, policy: &Arc<NetworkPolicy>, known: Option<InForce>) -> InForce {
-        let mut rules = [Vec::new(), Vec::new()];
-        for (direction, out) in Direction::BOTH.into_iter().zip(&mut rules) {
-            for (index, rule) in policy.rules(direction).unwrap_or_default().iter().enumerate() {
-                let decider = Decider::Rule { policy: policy.name.clone(), direction, index };
-                let id = self.rule_ids.id(decider, &rule.origin);
-                if known.is_some() {
+        names.extend(touched.iter().flat_map(|set| self.by_selector.get(set).into_iter().flatten().cloned()));
+        let mut changed = false;
+        for name in names {
+            let selects =
+                self.selectors.get(&name).is_some_and(|s| self.selections.holds_any(*s, &self.here));
+            let wanted = model.policies.get(&name).filter(|_| selects);
+            let known = self.in_force.remove(&name);
+            let in_force = match (wanted, known) {
+                (Some(policy), Some(known)) if same(&known.policy, policy) => {
+                    // Where an isolation is said to come from.
+                    changed |= known.policy.origin != policy.origin;
+                    self.moved(policy, known)
+                }
+                (Some(policy), known) => {
+                    changed = true;
+                    self.number(policy, known)
+                }
+                (None, known) => {
+                    if let Some(known) = known {
+                        changed = true;
+                        self.retire(known, [0, 0]);
+                    }
                     continue;
                 }
-                let namespace = &policy.name.namespace;
-                let some = !rule.peers.is_empty();
-                let peers = some.then(|| self.interner.peer_set(namespace, &rule.peers));
-                let ports = rule.ports.iter().map(|p| {
-                    let port = match &p.port {
-                        PortSpec::Any => CompiledPort::Any,
-                        PortSpec::Range(first, last) => CompiledPort::Range(*first, *last),
-                        PortSpec::Named(name) => CompiledPort::Named(self.interner.name(name, p.protocol)),
-                    };
-                    (p.protocol, port)
-                });
-                out.push(CompiledRule { id, peers, ports: ports.collect() });
+            };
+            self.in_force.insert(name, in_force);
+        }
+        changed
+    }
+
+    /// A policy that says the same, perhaps in other lines.
+    fn moved(&mut self, policy: &Arc<NetworkPolicy>, known: InForce) -> InForce {
+        if !Arc::ptr_eq(&known.policy, policy) {
+            for direction in Direction::BOTH {
+                let rules = policy.rules(direction).unwrap_or_default();
+                for (rule, compiled) in rules.iter().zip(&known.side(direction).rules) {
+                    self.rule_ids.keep(compiled.id, &rule.origin);
+                }
             }
         }
+        InForce { policy: policy.clone(), ..known }
+    }
+
+    /// Numbers the rules of a policy. Those of an index that it had before keep their ids.
+    fn number(&mut self, policy: &Arc<NetworkPolicy>, known: Option<InForce>) -> InForce {
+        let mut sides = [Side::default(), Side::default()];
+        let mut lens = [0, 0];
+        for ((direction, out), len) in Direction::BOTH.into_iter().zip(&mut sides).zip(&mut lens) {
+            let rules = policy.rules(direction).unwrap_or_default();
+            let ids = known.as_ref().map(|k| k.side(direction).rules.as_slice()).unwrap_or_default();
+            *len = rules.len();
+            out.rules.reserve_exact(rules.len());
+            for (index, rule) in rules.iter().enumerate() {
+                let id = match ids.get(index) {
+                    Some(known) => {
+                        self.rule_ids.keep(known.id, &rule.origin);
+                        known.id
+                    }
+                    None => {
+                        let decider = Decider::Rule { policy: policy.name.clone(), direction, index };
+                        self.rule_ids.give(decider, &rule.origin)
+                    }
+                };
+                let compiled = self.compile_rule(&policy.name.namespace, direction, rule, id);
+                out.sets.extend(compiled.peers);
+                out.names.extend(compiled.names());
+                out.rules.push(compiled);
+            }
+            out.sets.sort_unstable();
+            out.sets.dedup();
+        }
+        // After the new rules have taken what they share with the old ones.
         if let Some(known) = known {
-            return InForce { policy: policy.clone(), ..known };
+            self.retire(known, lens);
         }
         self.next_content += 1;
-        let [ingress, egress] = rules;
+        let [ingress, egress] = sides;
         InForce { policy: policy.clone(), content: self.next_content, ingress, egress }
+    }
+
+    fn compile_rule(
+        &mut self,
+        namespace: &str,
+        direction: Direction,
+        rule: &Rule,
+        id: RuleId,
+    ) -> CompiledRule {
+        let peers = (!rule.peers.is_empty())
+            .then(|| self.interner.peer_set(&mut self.selections, &self.pods, namespace, &rule.peers));
+        let ports = rule.ports.iter().map(|p| {
+            let port = match &p.port {
+                PortSpec::Any => CompiledPort::Any,
+                PortSpec::Range(first, last) => CompiledPort::Range(*first, *last),
+                PortSpec::Named(name) => CompiledPort::Named(self.interner.name(name, p.protocol)),
+            };
+            (p.protocol, port)
+        });
+        let compiled = CompiledRule { id, peers, ports: ports.collect() };
+        if direction == Direction::Egress {
+            for name in compiled.names() {
+                let users = self.egress_names.entry(name).or_default();
+                *users += 1;
+                self.egress_names_changed |= *users == 1;
+            }
+        }
+        compiled
+    }
+
+    /// Lets go of what the rules of a policy have, and of the ids from index `from` on.
+    fn retire(&mut self, known: InForce, from: [usize; 2]) {
+        for (direction, from) in Direction::BOTH.into_iter().zip(from) {
+            for (index, rule) in known.side(direction).rules.iter().enumerate() {
+                if index >= from {
+                    self.rule_ids.retire(rule.id);
+                }
+                if let Some(set) = rule.peers {
+                    self.interner.release(set);
+                }
+                for name in rule.names() {
+                    if direction == Direction::Egress
+                        && let Some(users) = self.egress_names.get_mut(&name)
+                    {
+                        *users -= 1;
+                        if *users == 0 {
+                            self.egress_names.remove(&name);
+                            self.egress_names_changed = true;
+                        }
+                    }
+                    self.interner.release_name(name);
+                }
+            }
+        }
     }
 
     /// How large the tables are, for `status` and benches.
@@ -260,7 +445,7 @@ impl Compiler {
         Sizes {
             policies: self.in_force.len(),
             classes: self.classes.len(),
-            peer_sets: self.peer_sets.len(),
+            peer_sets: self.interner.len(),
             groups: self.table.groups.len(),
             matrices: self.matrices.len(),
             functions,
@@ -281,7 +466,7 @@ pub struct Sizes {
     pub groups: usize,
     /// Distinct (policies, direction).
     pub matrices: usize,
-    /// Distinct rows of all matrices.
+    /// Rows of all matrices that are more than one range of ports.
     pub functions: usize,
 }
 

@@ -1,10 +1,12 @@
 //! The pods that policies can tell apart, numbered, and found by namespace and label.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fastpath::packet::Ip;
+use fastpath::tables::Prefix;
+use hashbrown::{HashMap, HashSet};
 
 use crate::model::{Labels, Model, Namespace, ObjectName, Operator, Pod, Selector};
 
@@ -30,121 +32,131 @@ impl Entry {
 pub(super) struct Pods {
     entries: Vec<Option<Entry>>,
     free: Vec<Slot>,
-    by_name: BTreeMap<ObjectName, Slot>,
-    by_namespace: HashMap<String, Vec<Slot>>,
-    by_label: HashMap<String, HashMap<String, Vec<Slot>>>,
-    owners: HashMap<Ip, Vec<Slot>>,
-    namespaces: HashMap<String, (Option<Arc<Namespace>>, Arc<Labels>)>,
+    by_name: HashMap<ObjectName, Slot>,
+    by_namespace: HashMap<String, HashSet<Slot>>,
+    by_label: HashMap<String, HashMap<String, HashSet<Slot>>>,
+    owners: BTreeMap<Ip, Vec<Slot>>,
+    /// Labels of the namespaces that have pods.
+    labels: HashMap<String, Arc<Labels>>,
 }
 
-/// What one [`Pods::sync`] found changed.
+/// What one [`Pods::sync`] found changed; each list sorted, nothing in it twice.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     /// Slots whose pod came, went, or has other labels, ports or addresses.
-    pub(super) slots: BTreeSet<Slot>,
+    pub(super) slots: Vec<Slot>,
     /// Addresses whose owner may be another, or may look different.
-    pub(super) addresses: BTreeSet<Ip>,
+    pub(super) addresses: Vec<Ip>,
+}
+
+impl Changes {
+    fn sort(&mut self) {
+        self.slots.sort_unstable();
+        self.slots.dedup();
+        self.addresses.sort_unstable();
+        self.addresses.dedup();
+    }
 }
 
 impl Pods {
-    /// Takes over the model's pods and namespaces.
-    pub(super) fn sync(&mut self, model: &Model) -> Changes {
+    /// Takes over what differs between two models, of which `before` is the one taken over last.
+    pub(super) fn sync(&mut self, before: &Model, model: &Model) -> Changes {
         let mut changes = Changes::default();
-        let relabelled = self.sync_namespaces(model);
-        let live = |p: &Pod| !p.host_network && !p.finished;
-        let gone: Vec<_> = self
-            .by_name
-            .iter()
-            .filter(|(name, _)| !model.pods.get(name).is_some_and(|p| live(p)))
-            .map(|(_, slot)| *slot)
-            .collect();
-        for slot in gone {
-            self.remove(slot, &mut changes);
+        for (name, _, now) in before.namespaces.diff(&model.namespaces) {
+            self.relabel(name, now.map(AsRef::as_ref), &mut changes);
         }
-        for (name, pod) in model.pods.iter().filter(|(_, p)| live(p)) {
+        for (name, _, now) in before.pods.diff(&model.pods) {
+            let now = now.filter(|p| !p.host_network && !p.finished);
             let known = self.by_name.get(name).copied();
-            if let Some(slot) = known {
-                let Some(entry) = self.entry(slot) else { continue };
-                if !relabelled.contains(&name.namespace)
-                    && (Arc::ptr_eq(&entry.pod, pod) || same(&entry.pod, pod))
-                {
-                    continue;
-                }
-                self.remove(slot, &mut changes);
-            }
-            self.add(pod, &mut changes);
-        }
-        changes
-    }
-
-    /// Names of the namespaces whose labels are others now.
-    fn sync_namespaces(&mut self, model: &Model) -> HashSet<String> {
-        let mut changed = HashSet::new();
-        let mut used: HashSet<&str> = model.namespaces.keys().map(String::as_str).collect();
-        used.extend(model.pods.keys().map(|n| n.namespace.as_str()));
-        self.namespaces.retain(|name, _| used.contains(name.as_str()));
-        for name in used {
-            let object = model.namespaces.get(name);
-            let known = self.namespaces.get(name);
-            if let (Some((Some(old), _)), Some(new)) = (known, object)
-                && Arc::ptr_eq(old, new)
+            if let (Some(slot), Some(pod)) = (known, now)
+                && self.entry(slot).is_some_and(|e| same(&e.pod, pod))
             {
                 continue;
             }
-            // A namespace that only its pods tell of has the one label every namespace has.
-            let labels = object.map_or_else(
-                || Labels::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())]),
-                |ns| ns.labels.clone(),
-            );
-            let same = known.filter(|k| *k.1 == labels).map(|k| k.1.clone());
-            if same.is_none() {
-                changed.insert(name.to_owned());
+            if let Some(slot) = known {
+                self.remove(slot, &mut changes);
+                if now.is_none() {
+                    self.by_name.remove(name);
+                    self.free.push(slot);
+                }
             }
-            let labels = same.unwrap_or_else(|| Arc::new(labels));
-            self.namespaces.insert(name.to_owned(), (object.cloned(), labels));
+            if let Some(pod) = now {
+                let slot = known.unwrap_or_else(|| self.take_slot(name));
+                self.add(slot, pod, model, &mut changes);
+            }
         }
-        changed
+        changes.sort();
+        changes
     }
 
-    fn add(&mut self, pod: &Arc<Pod>, changes: &mut Changes) {
+    /// Takes over the labels of a namespace, if it has pods.
+    fn relabel(&mut self, name: &str, now: Option<&Namespace>, changes: &mut Changes) {
+        let Some(known) = self.labels.get_mut(name) else { return };
+        let labels = labels_of(name, now);
+        if **known == labels {
+            return;
+        }
+        *known = Arc::new(labels);
+        for slot in self.by_namespace.get(name).into_iter().flatten() {
+            let entry = usize::try_from(*slot).ok().and_then(|s| self.entries.get_mut(s));
+            let Some(entry) = entry.and_then(Option::as_mut) else { continue };
+            entry.namespace_labels = Arc::clone(known);
+            changes.slots.push(*slot);
+            changes.addresses.extend(entry.addresses());
+        }
+    }
+
+    fn take_slot(&mut self, name: &ObjectName) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             Slot::try_from(self.entries.len() - 1).unwrap_or(Slot::MAX)
         });
+        self.by_name.insert(name.clone(), slot);
+        slot
+    }
+
+    fn add(&mut self, slot: Slot, pod: &Arc<Pod>, model: &Model, changes: &mut Changes) {
         let namespace = &pod.name.namespace;
-        let namespace_labels = self.namespaces.get(namespace).map(|n| n.1.clone()).unwrap_or_default();
-        insert(self.by_namespace.entry(namespace.clone()).or_default(), slot);
+        let namespace_labels = match self.labels.get(namespace) {
+            Some(labels) => Arc::clone(labels),
+            None => {
+                let object = model.namespaces.get(namespace).map(AsRef::as_ref);
+                let labels = Arc::new(labels_of(namespace, object));
+                self.labels.insert(namespace.clone(), Arc::clone(&labels));
+                labels
+            }
+        };
+        self.by_namespace.entry_ref(namespace).or_default().insert(slot);
         for (key, value) in &pod.labels {
-            insert(self.by_label.entry(key.clone()).or_default().entry(value.clone()).or_default(), slot);
+            self.by_label.entry_ref(key).or_default().entry_ref(value).or_default().insert(slot);
         }
-        self.by_name.insert(pod.name.clone(), slot);
         let entry = Entry { pod: pod.clone(), namespace_labels };
         for ip in entry.addresses() {
             insert(self.owners.entry(ip).or_default(), slot);
-            changes.addresses.insert(ip);
+            changes.addresses.push(ip);
         }
         if let Some(place) = usize::try_from(slot).ok().and_then(|s| self.entries.get_mut(s)) {
             *place = Some(entry);
         }
-        changes.slots.insert(slot);
+        changes.slots.push(slot);
     }
 
     fn remove(&mut self, slot: Slot, changes: &mut Changes) {
         let place = usize::try_from(slot).ok().and_then(|s| self.entries.get_mut(s));
         let Some(entry) = place.and_then(Option::take) else { return };
         let name = &entry.pod.name;
-        self.by_name.remove(name);
-        if let Some(list) = self.by_namespace.get_mut(&name.namespace) {
-            remove(list, slot);
-            if list.is_empty() {
+        if let Some(slots) = self.by_namespace.get_mut(&name.namespace) {
+            slots.remove(&slot);
+            if slots.is_empty() {
                 self.by_namespace.remove(&name.namespace);
+                self.labels.remove(&name.namespace);
             }
         }
         for (key, value) in &entry.pod.labels {
             let Some(values) = self.by_label.get_mut(key) else { continue };
-            if let Some(list) = values.get_mut(value) {
-                remove(list, slot);
-                if list.is_empty() {
+            if let Some(slots) = values.get_mut(value) {
+                slots.remove(&slot);
+                if slots.is_empty() {
                     values.remove(value);
                 }
             }
@@ -159,10 +171,9 @@ impl Pods {
                     self.owners.remove(&ip);
                 }
             }
-            changes.addresses.insert(ip);
+            changes.addresses.push(ip);
         }
-        self.free.push(slot);
-        changes.slots.insert(slot);
+        changes.slots.push(slot);
     }
 
     pub(super) fn entry(&self, slot: Slot) -> Option<&Entry> {
@@ -180,9 +191,9 @@ impl Pods {
         self.owners.keys().copied()
     }
 
-    /// All pods in order of namespace and name.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, &Entry)> {
-        self.by_name.values().filter_map(|s| Some((*s, self.entry(*s)?)))
+    /// Those of a prefix.
+    pub(super) fn addresses_in(&self, prefix: Prefix) -> impl Iterator<Item = Ip> + '_ {
+        self.owners.range(prefix.addr()..=prefix.last()).map(|(ip, _)| *ip)
     }
 
     pub(super) fn find(&self, name: &ObjectName) -> Option<(Slot, &Entry)> {
@@ -190,15 +201,11 @@ impl Pods {
         Some((slot, self.entry(slot)?))
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.by_name.len()
-    }
-
     /// Pods of one namespace, or of all, among which are all that `selector` selects: the shortest list at hand.
     pub(super) fn candidates(&self, namespace: Option<&str>, selector: &Selector) -> Vec<Slot> {
-        let mut best: Option<Vec<&Vec<Slot>>> =
+        let mut best: Option<Vec<&HashSet<Slot>>> =
             namespace.map(|ns| self.by_namespace.get(ns).into_iter().collect());
-        let size = |lists: &[&Vec<Slot>]| lists.iter().map(|l| l.len()).sum::<usize>();
+        let size = |lists: &[&HashSet<Slot>]| lists.iter().map(|l| l.len()).sum::<usize>();
         for requirement in selector.requirements() {
             let values = self.by_label.get(&requirement.key);
             let lists: Vec<_> = match &requirement.operator {
@@ -215,6 +222,12 @@ impl Pods {
             None => self.by_name.values().copied().collect(),
         }
     }
+}
+
+/// Labels of a namespace. One that only its pods tell of has the one label every namespace has.
+fn labels_of(name: &str, object: Option<&Namespace>) -> Labels {
+    let implied = || Labels::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())]);
+    object.map_or_else(implied, |ns| ns.labels.clone())
 }
 
 /// Whether nothing that policies look at differs.

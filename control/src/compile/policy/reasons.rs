@@ -66,7 +66,7 @@ impl Compiler {
         of_namespace
             .filter(|f| f.policy.pod_selector.matches(&entry.pod.labels))
             .filter_map(|f| {
-                let rules = f.policy.rules(direction)?.iter().zip(f.rules(direction)).enumerate();
+                let rules = f.policy.rules(direction)?.iter().zip(&f.side(direction).rules).enumerate();
                 let reason =
                     |(index, (rule, compiled)): (usize, (&crate::model::Rule, &super::CompiledRule))| {
                         let holds = |set| signature.is_some_and(|s| s.sets.binary_search(&set).is_ok());

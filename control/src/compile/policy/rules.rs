@@ -1,11 +1,12 @@
 //! What each rule id means, the same from one compilation to the next.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
 use fastpath::tables::policy::{Direction, RuleId};
+use hashbrown::HashMap;
 
 use crate::model::{ObjectName, Origin};
 
@@ -54,10 +55,17 @@ pub struct RuleInfo {
     pub origin: Origin,
 }
 
-/// Rule ids in force, and what each means.
+/// Ids of one chunk of [`RuleNames`].
+const CHUNK: usize = 256;
+
+type Infos = Vec<Option<Arc<RuleInfo>>>;
+
+/// Rule ids in force, and what each means. A copy shares what neither changes after.
 #[derive(Clone, Debug, Default)]
 pub struct RuleNames {
-    infos: Vec<Option<Arc<RuleInfo>>>,
+    chunks: Vec<Arc<Infos>>,
+    len: usize,
+    changed: Arc<[RuleId]>,
 }
 
 impl RuleNames {
@@ -65,24 +73,45 @@ impl RuleNames {
     /// `fastpath` names itself.
     #[must_use]
     pub fn get(&self, id: RuleId) -> Option<&Arc<RuleInfo>> {
-        self.infos.get(usize::try_from(id.0).ok()?)?.as_ref()
+        let at = usize::try_from(id.0).ok()?;
+        self.chunks.get(at / CHUNK)?.get(at % CHUNK)?.as_ref()
     }
 
     /// Every id in force.
     pub fn iter(&self) -> impl Iterator<Item = (RuleId, &Arc<RuleInfo>)> {
-        (0u32..).map(RuleId).zip(&self.infos).filter_map(|(id, info)| Some((id, info.as_ref()?)))
+        let infos = self.chunks.iter().flat_map(|c| c.iter());
+        (0u32..).map(RuleId).zip(infos).filter_map(|(id, info)| Some((id, info.as_ref()?)))
+    }
+
+    /// The ids that mean something else than at the compilation before, or stand elsewhere.
+    #[must_use]
+    pub fn changed(&self) -> &[RuleId] {
+        &self.changed
     }
 
     /// One more than the largest id ever given out: how many counters a worker needs.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.infos.len()
+        self.len
     }
 
     /// Whether there is no id.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.infos.is_empty()
+        self.len == 0
+    }
+
+    fn set(&mut self, id: RuleId, info: Option<Arc<RuleInfo>>) {
+        let Ok(at) = usize::try_from(id.0) else { return };
+        while self.chunks.len() <= at / CHUNK {
+            self.chunks.push(Arc::new(vec![None; CHUNK]));
+        }
+        self.len = self.len.max(at + 1);
+        if let Some(place) =
+            self.chunks.get_mut(at / CHUNK).and_then(|c| Arc::make_mut(c).get_mut(at % CHUNK))
+        {
+            *place = info;
+        }
     }
 }
 
@@ -90,8 +119,10 @@ impl RuleNames {
 /// else, so that no flow of the generation before counts on it.
 #[derive(Debug, Default)]
 pub(super) struct RuleIds {
-    ids: HashMap<Decider, (RuleId, u64)>,
+    isolations: HashMap<Decider, (RuleId, u64)>,
     resting: VecDeque<(u64, RuleId)>,
+    retired: Vec<RuleId>,
+    changed: Vec<RuleId>,
     names: RuleNames,
     round: u64,
 }
@@ -99,53 +130,78 @@ pub(super) struct RuleIds {
 const REST: u64 = 2;
 
 impl RuleIds {
+    /// Begins a compilation.
     pub(super) fn begin(&mut self) {
         self.round += 1;
     }
 
-    pub(super) fn id(&mut self, decider: Decider, origin: &Origin) -> RuleId {
-        let round = self.round;
-        let id = match self.ids.get_mut(&decider) {
-            Some((id, used)) => {
-                *used = round;
-                *id
-            }
+    /// An id for a rule that comes into force.
+    pub(super) fn give(&mut self, decider: Decider, origin: &Origin) -> RuleId {
+        let rested = self.resting.front().is_some_and(|(since, _)| since + REST <= self.round);
+        let id = match self.resting.pop_front_if(|_| rested) {
+            Some((_, id)) => id,
             None => {
-                let rested = self.resting.front().is_some_and(|(since, _)| since + REST <= round);
-                let id = match self.resting.pop_front_if(|_| rested) {
-                    Some((_, id)) => id,
-                    None => {
-                        let first = usize::try_from(RuleId::FIRST.0).unwrap_or(0);
-                        let next = self.names.infos.len().max(first);
-                        self.names.infos.resize(next + 1, None);
-                        RuleId(u32::try_from(next).unwrap_or(RuleId::MAX.0))
-                    }
-                };
-                self.ids.insert(decider.clone(), (id, round));
-                id
+                let first = usize::try_from(RuleId::FIRST.0).unwrap_or(0);
+                let next = self.names.len.max(first);
+                self.names.len = next + 1;
+                RuleId(u32::try_from(next).unwrap_or(RuleId::MAX.0))
             }
         };
-        if let Some(place) = usize::try_from(id.0).ok().and_then(|i| self.names.infos.get_mut(i))
-            && place.as_ref().is_none_or(|i| i.origin != *origin || i.decider != decider)
-        {
-            *place = Some(Arc::new(RuleInfo { decider, origin: origin.clone() }));
-        }
+        self.names.set(id, Some(Arc::new(RuleInfo { decider, origin: origin.clone() })));
+        self.changed.push(id);
         id
     }
 
-    /// Retires the ids not asked for since [`RuleIds::begin`].
-    pub(super) fn end(&mut self) -> RuleNames {
-        let round = self.round;
-        let mut retired: Vec<_> =
-            self.ids.values().filter(|(_, used)| *used != round).map(|(id, _)| *id).collect();
-        retired.sort_unstable();
-        self.ids.retain(|_, (_, used)| *used == round);
-        for id in retired {
-            if let Some(place) = usize::try_from(id.0).ok().and_then(|i| self.names.infos.get_mut(i)) {
-                *place = None;
-            }
-            self.resting.push_back((round, id));
+    /// A rule in force may stand elsewhere now.
+    pub(super) fn keep(&mut self, id: RuleId, origin: &Origin) {
+        if let Some(known) = self.names.get(id).filter(|info| info.origin != *origin) {
+            let info = RuleInfo { decider: known.decider.clone(), origin: origin.clone() };
+            self.names.set(id, Some(Arc::new(info)));
+            self.changed.push(id);
         }
+    }
+
+    /// A rule is no longer in force.
+    pub(super) fn retire(&mut self, id: RuleId) {
+        self.names.set(id, None);
+        self.changed.push(id);
+        self.retired.push(id);
+    }
+
+    /// Begins to ask for all isolations.
+    pub(super) fn begin_isolations(&mut self) {
+        self.isolations.values_mut().for_each(|(_, used)| *used = 0);
+    }
+
+    /// The id of an isolation.
+    pub(super) fn isolation(&mut self, decider: Decider, origin: &Origin) -> RuleId {
+        let round = self.round;
+        if let Some((id, used)) = self.isolations.get_mut(&decider) {
+            *used = round;
+            let id = *id;
+            self.keep(id, origin);
+            return id;
+        }
+        let id = self.give(decider.clone(), origin);
+        self.isolations.insert(decider, (id, round));
+        id
+    }
+
+    /// Retires the isolations not asked for since [`RuleIds::begin_isolations`].
+    pub(super) fn end_isolations(&mut self) {
+        let dead: Vec<RuleId> =
+            self.isolations.values().filter(|(_, used)| *used == 0).map(|(id, _)| *id).collect();
+        self.isolations.retain(|_, (_, used)| *used != 0);
+        dead.into_iter().for_each(|id| self.retire(id));
+    }
+
+    /// What is in force after this compilation.
+    pub(super) fn end(&mut self) -> RuleNames {
+        self.retired.sort_unstable();
+        self.resting.extend(self.retired.drain(..).map(|id| (self.round, id)));
+        self.changed.sort_unstable();
+        self.changed.dedup();
+        self.names.changed = std::mem::take(&mut self.changed).into();
         self.names.clone()
     }
 }

@@ -2,7 +2,7 @@ use fastpath::tables::policy::RuleId;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Labels, Namespace, Node, Origin};
+use crate::model::{Labels, Namespace, Node, Origin, Table};
 use crate::source::convert::network_policy;
 
 fn pod(model: &mut Model, name: &str, labels: &[(&str, &str)], node: &str, address: &str) {
@@ -136,7 +136,7 @@ fn rule_ids_stay_and_rest_before_they_mean_something_else() {
     assert_eq!(ids(&moved), ids(&first));
     assert_eq!(moved.rules.get(RuleId::FIRST).unwrap().origin.to_string(), "p.yaml:7");
 
-    let none = Model { policies: BTreeMap::new(), ..model.clone() };
+    let none = Model { policies: Table::default(), ..model.clone() };
     assert!(ids(&compiler.update(&none)).is_empty());
     policy(&mut model, "shop/other", 1, json!({"podSelector": {}}));
     model.policies.retain(|n, _| n.name == "other");

@@ -4,7 +4,7 @@
 //! rebuilds those of that service.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,14 +12,16 @@ use fastpath::packet::Ip;
 use fastpath::tables::service::{self as table, Known, ServiceTable};
 use fastpath::tables::{Lpm, Prefix};
 
-use super::{Backend, Backends, Frontend, FrontendKind, Services, compile, with_host_ports};
-use crate::model::{Model, ObjectName};
+use super::{Backend, Backends, Frontend, FrontendKind, Services, backends_of, compile};
+use crate::model::{EndpointSlice, Model, ObjectName, Pod, Table};
 
 /// Makes the [`ServiceTable`] of one node from one model after the other.
 #[derive(Debug)]
 pub struct ServiceTables {
     node: String,
     seen: Option<Seen>,
+    /// The slices of each service.
+    slices: HashMap<ObjectName, BTreeSet<ObjectName>>,
     services: Arc<Services>,
     table: Arc<ServiceTable>,
     spreads: Spreads,
@@ -43,6 +45,7 @@ impl ServiceTables {
         Self {
             node: node.to_owned(),
             seen: None,
+            slices: HashMap::new(),
             services: Arc::default(),
             table: Arc::default(),
             spreads: HashMap::new(),
@@ -51,33 +54,132 @@ impl ServiceTables {
     }
 
     /// Brings the table in line with the model; `own` are all addresses of this node. Nothing is done when neither
-    /// services nor their endpoints nor nodes changed.
+    /// services nor their endpoints nor nodes changed; where only endpoints did, it is done for their services.
     pub fn update(&mut self, model: &Arc<Model>, own: &[Ip]) {
-        let known = self.seen.as_ref().is_some_and(|seen| {
-            Arc::ptr_eq(&seen.model, model)
-                || same(&seen.model.services, &model.services)
-                    && same(&seen.model.slices, &model.slices)
-                    && same_host_ports(&seen.model, model)
-        });
-        let known = known && self.seen.as_ref().is_some_and(|seen| seen.own == own);
-        if !known {
-            let services = compile(model);
-            let addresses: Vec<IpAddr> = own.iter().map(|ip| IpAddr::from(*ip)).collect();
-            self.services = Arc::new(services.with_own(model, &self.node, &addresses).unwrap_or(services));
-            self.seen = None;
-        }
-        let taken = taken(&self.services, model);
-        let current = self.seen.as_ref().is_some_and(|seen| {
-            seen.own == own && seen.taken == taken && same(&seen.model.nodes, &model.nodes)
-        });
-        if !current {
-            let table = self.build(model, own, &taken);
-            // What looks the same is the same: snapshots compare it by address.
-            if *self.table != table {
-                self.table = Arc::new(table);
+        let nothing = Arc::default();
+        let before = self.seen.as_ref().map_or(&nothing, |seen| &seen.model);
+        let mut services: BTreeSet<ObjectName> = BTreeSet::new();
+        for (name, was, now) in before.slices.diff(&model.slices) {
+            let was = was.and_then(|s| s.service.as_ref());
+            let now = now.and_then(|s| s.service.as_ref());
+            if let Some(slices) = was.and_then(|s| self.slices.get_mut(s)) {
+                slices.remove(name);
             }
+            if let Some(service) = now {
+                self.slices.entry(service.clone()).or_default().insert(name.clone());
+            }
+            services.extend(was.into_iter().chain(now).cloned());
+        }
+        self.slices.retain(|_, slices| !slices.is_empty());
+        let Some(seen) = self.seen.take().filter(|seen| seen.own == own) else {
+            return self.all_anew(model, own);
+        };
+        let is_host_port = |p: Option<&Arc<Pod>>| p.is_some_and(|p| !p.host_ports.is_empty());
+        let is_served = |p: Option<&Arc<Pod>>| {
+            p.is_some_and(|p| p.addresses.iter().any(|a| self.services.addresses.contains_key(a)))
+        };
+        let mut pods_matter = false;
+        for (_, was, now) in seen.model.pods.diff(&model.pods) {
+            if is_host_port(was) || is_host_port(now) {
+                return self.all_anew(model, own);
+            }
+            pods_matter |= is_served(was) || is_served(now);
+        }
+        if !same(&seen.model.services, &model.services) || !same(&seen.model.nodes, &model.nodes) {
+            return self.all_anew(model, own);
+        }
+        for name in &services {
+            self.change_backends(model, name, &seen.taken);
+        }
+        let taken = if pods_matter { taken(&self.services, model) } else { seen.taken.clone() };
+        if taken != seen.taken {
+            self.build_anew(model, own, &taken);
         }
         self.seen = Some(Seen { model: Arc::clone(model), own: own.to_vec(), taken });
+    }
+
+    fn all_anew(&mut self, model: &Arc<Model>, own: &[Ip]) {
+        let services = compile(model);
+        let addresses: Vec<IpAddr> = own.iter().map(|ip| IpAddr::from(*ip)).collect();
+        self.services = Arc::new(services.with_own(model, &self.node, &addresses).unwrap_or(services));
+        let taken = taken(&self.services, model);
+        self.build_anew(model, own, &taken);
+        self.seen = Some(Seen { model: Arc::clone(model), own: own.to_vec(), taken });
+    }
+
+    fn build_anew(&mut self, model: &Model, own: &[Ip], taken: &BTreeSet<IpAddr>) {
+        let table = self.build(model, own, taken);
+        // What looks the same is the same: snapshots compare it by address.
+        if *self.table != table {
+            self.table = Arc::new(table);
+        }
+    }
+
+    /// Takes over the endpoints of one service, whose frontends stay.
+    fn change_backends(&mut self, model: &Model, name: &ObjectName, taken: &BTreeSet<IpAddr>) {
+        let Some(service) = model.services.get(name) else { return };
+        let slices = self.slices.get(name).into_iter().flatten();
+        let slices: Vec<&EndpointSlice> =
+            slices.filter_map(|s| model.slices.get(s)).map(AsRef::as_ref).collect();
+        let services = Arc::make_mut(&mut self.services);
+        let mut made = Vec::new();
+        for port in &service.ports {
+            for ipv4 in [true, false] {
+                let backends = Arc::new(backends_of(port, ipv4, &slices));
+                let replace = |frontend: &mut Arc<Frontend>| {
+                    let ours = frontend.service == *name
+                        && frontend.port_name == port.name
+                        && frontend.kind != FrontendKind::HostPort;
+                    let changed = ours && *frontend.backends != *backends;
+                    if changed {
+                        Arc::make_mut(frontend).backends = Arc::clone(&backends);
+                    }
+                    changed
+                };
+                let number = port.protocol.number();
+                for address in service.addresses().filter(|a| a.is_ipv4() == ipv4) {
+                    let key = (address, number, port.port);
+                    if let Some(frontend) = services.frontends.get_mut(&key)
+                        && replace(frontend)
+                        && !taken.contains(&address)
+                    {
+                        made.push((
+                            Key::Address(Ip::from(address), number, port.port),
+                            Arc::clone(frontend),
+                            ipv4,
+                        ));
+                    }
+                }
+                let key = port.node_port.map(|node_port| (ipv4, number, node_port));
+                if let Some(key) = key
+                    && let Some(frontend) = services.node_ports.get_mut(&key)
+                    && replace(frontend)
+                {
+                    made.push((Key::NodePort(key), Arc::clone(frontend), ipv4));
+                }
+            }
+        }
+        if made.is_empty() {
+            return;
+        }
+        let table = Arc::make_mut(&mut self.table);
+        let mut making =
+            Making { node: &self.node, before: &HashMap::new(), spreads: std::mem::take(&mut self.spreads) };
+        for (key, frontend, ipv4) in made {
+            let frontend = Arc::new(making.frontend(&frontend, ipv4));
+            match key {
+                Key::Address(ip, number, port) => drop(table.frontends.insert((ip, number, port), frontend)),
+                Key::NodePort(key) => drop(table.node_ports.insert(key, frontend)),
+            }
+        }
+        self.spreads = making.spreads;
+    }
+
+    /// Forgets tables of backends that no frontend has any more.
+    pub fn tidy(&mut self) {
+        if self.spreads.len() > SPARE + 2 * (self.table.frontends.len() + self.table.node_ports.len()) {
+            self.spreads.retain(|_, spread| Arc::strong_count(spread) > 1);
+        }
     }
 
     /// The table, as of the last [`ServiceTables::update`].
@@ -142,17 +244,18 @@ fn problems(services: &Services, taken: &BTreeSet<IpAddr>) -> Vec<String> {
 }
 
 /// Whether two maps hold the same objects.
-fn same<K: Ord, V>(a: &BTreeMap<K, Arc<V>>, b: &BTreeMap<K, Arc<V>>) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| Arc::ptr_eq(v, w) && k == l)
+fn same<K: Ord, V>(a: &Table<K, V>, b: &Table<K, V>) -> bool {
+    a.is_same(b) || a.diff(b).is_empty()
 }
 
-/// Whether the same pods have the same ports of the same nodes.
-fn same_host_ports(a: &Model, b: &Model) -> bool {
-    let mut pods = with_host_ports(a).zip(with_host_ports(b));
-    with_host_ports(a).count() == with_host_ports(b).count()
-        && pods.all(|(p, q)| Arc::ptr_eq(p, q))
-        && (with_host_ports(a).next().is_none() || same(&a.nodes, &b.nodes))
+/// A frontend of the packet path's table.
+enum Key {
+    Address(Ip, u8, u16),
+    NodePort((bool, u8, u16)),
 }
+
+/// So many tables of backends may be out of use before they are forgotten.
+const SPARE: usize = 256;
 
 /// A table in the making: spreads of before are used again, those not used are forgotten.
 struct Making<'a> {

@@ -28,6 +28,7 @@ fn port(id: u16, role: PortRole, pod: Option<&str>) -> (PortId, Port) {
         peer_mac: None,
         mtu: 1500,
         queues: vec![0],
+        redirect: false,
     };
     (port.id, port)
 }
@@ -47,6 +48,7 @@ fn snapshot(ports: &BTreeMap<PortId, Port>, own: &[&str]) -> Snapshot {
         addrs: Vec::new(),
         group: None,
         queues: Vec::new(),
+        redirect: None,
     };
     Snapshot {
         node: NodeInfo { addresses: own.iter().map(|a| ip(a)).collect(), ..NodeInfo::default() },

@@ -57,11 +57,7 @@ fn annotations_lead_tunnels_and_name_addresses_inside() {
     b.vtep_v4 = Some(ip("192.168.77.102"));
     b.tunnel_addresses = vec![ip("10.99.2.64"), ip("10.77.2.0")];
     // What others send to is no address of ours: it is translated on its way.
-    world
-        .model
-        .nodes
-        .entry("a".to_owned())
-        .and_modify(|a| Arc::make_mut(a).vtep_v4 = Some(ip("203.0.113.1")));
+    Arc::make_mut(world.model.nodes.get_mut("a").unwrap()).vtep_v4 = Some(ip("203.0.113.1"));
     let Compiled { snapshot, problems, .. } = world.compile();
     assert_eq!(problems, [""; 0]);
     let tunnel = &snapshot.tunnels[0];
@@ -75,11 +71,9 @@ fn annotations_lead_tunnels_and_name_addresses_inside() {
         assert_eq!(snapshot.node_tunnels.get(&address), Some(&0));
     }
     // An address that is ours is taken.
-    world.model.nodes.entry("a".to_owned()).and_modify(|a| {
-        let a = Arc::make_mut(a);
-        a.addresses.push(ip("192.168.77.101"));
-        a.vtep_v4 = Some(ip("192.168.77.101"));
-    });
+    let a = Arc::make_mut(world.model.nodes.get_mut("a").unwrap());
+    a.addresses.push(ip("192.168.77.101"));
+    a.vtep_v4 = Some(ip("192.168.77.101"));
     let snapshot = world.compile().snapshot;
     assert_eq!(snapshot.tunnels[0].local, ip("192.168.77.101").into());
     assert_eq!(snapshot.node.vteps, [Ip::from(ip("192.168.77.101"))]);

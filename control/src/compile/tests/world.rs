@@ -90,9 +90,8 @@ impl World {
             vtep_mac_v6: None,
             origin: Origin::Api,
         };
-        let slot = self.model.nodes.entry(name.to_owned()).or_insert_with(|| Arc::new(node.clone()));
-        *slot = Arc::new(node);
-        Arc::make_mut(slot)
+        self.model.nodes.insert(name.to_owned(), Arc::new(node));
+        self.model.nodes.get_mut(name).map(Arc::make_mut).unwrap()
     }
 
     /// A second node on the link: 192.168.77.2 and fd77::2, pods in 10.77.2.0/24 and fd00:77:2::/64.
@@ -122,9 +121,8 @@ impl World {
             uid: None,
             origin: Origin::Api,
         };
-        let slot = self.model.pods.entry(name).or_insert_with(|| Arc::new(pod.clone()));
-        *slot = Arc::new(pod);
-        Arc::make_mut(slot)
+        self.model.pods.insert(name.clone(), Arc::new(pod));
+        self.model.pods.get_mut(&name).map(Arc::make_mut).unwrap()
     }
 
     pub(super) fn port(&mut self, id: PortId, ifindex: u32, name: &str, role: PortRole, pod: Option<&str>) {
@@ -138,6 +136,7 @@ impl World {
             peer_mac: None,
             mtu: 1500,
             queues: vec![0],
+            redirect: false,
         };
         self.ports.insert(id, port);
     }

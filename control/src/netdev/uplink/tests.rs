@@ -1,44 +1,11 @@
 //! Which devices are taken and which are refused, on views made by hand.
 
-use fastpath::packet::Mac;
 use proptest::prelude::*;
 
-use super::super::route::{Hop, Route, RouteKind, Selector, TABLE_MAIN};
+use super::super::fixtures::{default_route, link};
+use super::super::route::{Route, RouteKind};
 use super::super::view::{Address, Scope};
 use super::*;
-
-fn link(index: u32, name: &str, kind: LinkKind) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        mac: Some(Mac([2, 0, 0, 0, 0, 1])),
-        mtu: 1500,
-        up: true,
-        running: true,
-        kind,
-        lower: None,
-        master: None,
-        rx_queues: 1,
-        tx_queues: 1,
-    }
-}
-
-fn default_route(v6: bool, hops: &[u32], metric: u32) -> Route {
-    Route {
-        table: TABLE_MAIN,
-        dst: if v6 { "::/0".parse().unwrap() } else { "0.0.0.0/0".parse().unwrap() },
-        selector: Selector::default(),
-        metric,
-        preference: 0,
-        kind: RouteKind::Unicast,
-        prefsrc: None,
-        hops: hops
-            .iter()
-            .map(|link| Hop { link: *link, gateway: None, weight: 1, dead: false, no_carrier: false })
-            .collect(),
-        protocol: 4,
-    }
-}
 
 fn view(links: &[Link], routes: &[Route]) -> NetView {
     NetView {

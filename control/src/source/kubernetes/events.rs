@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::PostParams;
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::{Severity, SourceState};
+use super::super::{Severity, SourceState, Update};
+use super::backoff::fraction;
 use super::decode::api_version;
 use super::follow::reason;
 use super::saved::hash;
@@ -36,50 +38,73 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Longest note that the API takes, in bytes.
 const NOTE: usize = 1024;
 
-/// Writes Events on what is wrong, until no problem can come any more.
-pub(super) async fn report(
-    client: Client,
-    node: String,
-    mut problems: watch::Receiver<Vec<Wrong>>,
-    state: watch::Sender<SourceState>,
-) {
-    // Name of the Event, and when to say it again.
-    let mut said: HashMap<String, Instant> = HashMap::new();
-    let mut tokens = Tokens { left: BURST, at: Instant::now() };
-    loop {
-        let wrong = problems.borrow_and_update().clone();
-        let events: Vec<(String, String, Value)> = wrong.iter().filter_map(|w| event(w, &node)).collect();
-        // What is well again may be wrong anew.
-        said.retain(|name, _| events.iter().any(|(n, _, _)| n == name));
-        let mut pause = None;
-        for (name, namespace, body) in events {
-            if said.get(&name).is_some_and(|again| Instant::now() < *again) {
+/// Of every node of the cluster, one in this time tries to write the Event on what all of them see at once.
+const NODE_SHARE: Duration = Duration::from_millis(20);
+/// Longest wait before a new Event.
+const SPREAD: Duration = Duration::from_secs(60);
+
+/// Who writes Events on what is wrong.
+pub(super) struct Reporter {
+    pub(super) client: Client,
+    /// Name of this node.
+    pub(super) node: String,
+    /// Where it is counted.
+    pub(super) state: watch::Sender<SourceState>,
+    /// What is published.
+    pub(super) updates: watch::Receiver<Arc<Update>>,
+}
+
+impl Reporter {
+    /// Writes until no problem can come any more.
+    pub(super) async fn run(self, mut problems: watch::Receiver<Vec<Wrong>>) {
+        let Self { client, node, state, updates } = self;
+        // Name of the Event, and when to say it again.
+        let mut said: HashMap<String, Instant> = HashMap::new();
+        let mut tokens = Tokens { left: BURST, at: Instant::now() };
+        loop {
+            let wrong = problems.borrow_and_update().clone();
+            let events: Vec<(String, String, Value)> = wrong.iter().filter_map(|w| event(w, &node)).collect();
+            // What is well again may be wrong anew.
+            said.retain(|name, _| events.iter().any(|(n, _, _)| n == name));
+            let mut pause = None;
+            for (name, namespace, body) in events {
+                if said.get(&name).is_some_and(|again| Instant::now() < *again) {
+                    continue;
+                }
+                // Nodes that see the same at once do not all ask for the same at once.
+                let nodes = updates.borrow().model.nodes.len();
+                sleep(spread(nodes, fraction())).await;
+                tokens.take().await;
+                match write(&client, &namespace, &body).await {
+                    Ok(new) => {
+                        said.insert(name, Instant::now() + AGAIN);
+                        state.send_if_modified(|s| {
+                            s.reported += u64::from(new);
+                            false
+                        });
+                    }
+                    Err(needed) => {
+                        pause = Some(needed);
+                        break;
+                    }
+                }
+            }
+            if let Some(pause) = pause {
+                sleep(pause).await;
                 continue;
             }
-            tokens.take().await;
-            match write(&client, &namespace, &body).await {
-                Ok(new) => {
-                    said.insert(name, Instant::now() + AGAIN);
-                    state.send_if_modified(|s| {
-                        s.reported += u64::from(new);
-                        false
-                    });
-                }
-                Err(needed) => {
-                    pause = Some(needed);
-                    break;
-                }
+            tokio::select! {
+                changed = problems.changed() => if changed.is_err() { return },
+                () = sleep(AGAIN) => {}
             }
         }
-        if let Some(pause) = pause {
-            sleep(pause).await;
-            continue;
-        }
-        tokio::select! {
-            changed = problems.changed() => if changed.is_err() { return },
-            () = sleep(AGAIN) => {}
-        }
     }
+}
+
+/// How long a node of so many waits before a new Event; `fraction` is from 0 to 1.
+fn spread(nodes: usize, fraction: f64) -> Duration {
+    let all = NODE_SHARE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)).min(SPREAD);
+    all.mul_f64(fraction)
 }
 
 /// Rate limit: a bucket of [`BURST`], one more each [`PACE`].
@@ -185,6 +210,14 @@ mod tests {
             uid: uid.into(),
             problem: Problem { origin, severity: Severity::Error, reason: reason.to_owned() },
         }
+    }
+
+    #[test]
+    fn nodes_that_see_the_same_are_spread_by_their_number() {
+        assert_eq!(spread(1, 1.0), NODE_SHARE);
+        assert_eq!(spread(1000, 0.5), Duration::from_secs(10));
+        assert_eq!(spread(usize::MAX, 1.0), SPREAD);
+        assert_eq!(spread(0, 1.0), Duration::ZERO);
     }
 
     /// Every node makes the same name of the same problem, another one of another problem or object.

@@ -115,10 +115,17 @@ impl Gather {
         Some(alone.min(oldest + GATHER))
     }
 
-    /// Writes the saved state, if there is something new to write.
-    pub(super) fn save(&mut self) {
+    /// Begins to write the saved state, if there is something new to write.
+    fn save(&mut self) {
         if let Some(saved) = &mut self.saved {
             saved.write();
+        }
+    }
+
+    /// Writes what is not written yet.
+    pub(super) fn end(&mut self) {
+        if let Some(saved) = &mut self.saved {
+            saved.end();
         }
     }
 

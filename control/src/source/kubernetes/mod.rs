@@ -10,6 +10,7 @@
 //! | `gather` | many changes to few updates; which of stored and saved state is in force |
 //! | `saved` | the model in a file, for a start without the API |
 //! | `events` | what is wrong with an object, as a Kubernetes Event on it |
+//! | `condition` | whether this node forwards, as a condition of its Node |
 //! | `rights` | what of the API is used, as an account must be allowed it |
 //!
 //! Nothing is published before every kind has been listed: pods without their policies would be a hole. Until then the
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod condition;
 mod connect;
 mod decode;
 mod events;
@@ -29,9 +31,11 @@ mod store;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use condition::{CONDITION, NodeReadiness};
 pub use connect::{ConnectError, connect};
 pub(crate) use connect::{client, configuration};
 pub(crate) use follow::reason;
@@ -56,7 +60,12 @@ pub struct KubernetesSettings {
     pub data_dir: Option<PathBuf>,
     /// Whether pods' annotations about devices are honoured, which whoever may create pods writes.
     pub annotations: bool,
+    /// Whether a condition on this node's Node says whether it is ready.
+    pub node_condition: bool,
 }
+
+/// How long the condition may take at the end.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 impl KubernetesSettings {
     /// What the configuration says; `node` is the name of this node.
@@ -68,6 +77,7 @@ impl KubernetesSettings {
             node: node.to_owned(),
             data_dir: Some(config.daemon.data_dir.clone()),
             annotations: config.pods.annotations,
+            node_condition: config.source.node_condition,
         }
     }
 }
@@ -77,6 +87,7 @@ impl KubernetesSettings {
 pub struct KubernetesSource {
     updates: watch::Receiver<Arc<Update>>,
     state: watch::Receiver<SourceState>,
+    readiness: Option<watch::Sender<Option<NodeReadiness>>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -95,6 +106,8 @@ impl KubernetesSource {
         let (publish_state, state) = watch::channel(state);
         let (publish, updates) = watch::channel(Arc::new(Update::nothing()));
         let (stop, stopped) = oneshot::channel();
+        let (tell, readiness) = watch::channel(None);
+        let tell = settings.node_condition.then_some(tell);
         let (begun, connected) = std::sync::mpsc::channel();
         let follow = async move {
             let client = match connect(&settings).await {
@@ -109,15 +122,26 @@ impl KubernetesSource {
                 tasks.spawn(follow::follow(client.clone(), kind, settings.annotations, sender.clone()));
             }
             drop(sender);
-            let state = publish_state.clone();
-            tasks.spawn(events::report(client, settings.node.clone(), problems, state));
+            let condition = settings
+                .node_condition
+                .then(|| tokio::spawn(condition::report(client.clone(), settings.node.clone(), readiness)));
+            let events = events::Reporter {
+                client,
+                node: settings.node.clone(),
+                state: publish_state.clone(),
+                updates: publish.subscribe(),
+            };
+            tasks.spawn(events.run(problems));
             let saved = settings.data_dir.as_deref().map(|dir| SavedState::new(dir, settings.annotations));
             let mut gather = Gather::new(saved, publish, publish_state, report);
             tokio::select! {
                 () = gather.run(messages) => {}
                 _ = stopped => {}
             }
-            gather.save();
+            if let Some(condition) = condition {
+                let _ = tokio::time::timeout(LAST_WORD, condition).await;
+            }
+            gather.end();
         };
         let thread = std::thread::Builder::new()
             .name("source".to_owned())
@@ -126,7 +150,7 @@ impl KubernetesSource {
         // At once: nothing has been sent to the API yet.
         let ended = || ConnectError::Thread(std::io::Error::other("it ended at its start"));
         connected.recv().unwrap_or_else(|_| Err(ended()))?;
-        Ok(Self { updates, state, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { updates, state, readiness: tell, stop: Some(stop), thread: Some(thread) })
     }
 
     /// The updates: the current one at once, later ones as objects change (the newest only, none twice).
@@ -135,6 +159,20 @@ impl KubernetesSource {
     #[must_use]
     pub fn updates(&self) -> watch::Receiver<Arc<Update>> {
         self.updates.clone()
+    }
+
+    /// Tells whether this node forwards, for the condition on its Node; nothing where that is not asked for.
+    pub fn tell(&self, readiness: NodeReadiness) {
+        if let Some(tell) = &self.readiness {
+            let news = Some(readiness);
+            tell.send_if_modified(|told| {
+                let changed = *told != news;
+                if changed {
+                    *told = news;
+                }
+                changed
+            });
+        }
     }
 
     /// How the connection is.
@@ -146,6 +184,8 @@ impl KubernetesSource {
 
 impl Drop for KubernetesSource {
     fn drop(&mut self) {
+        // First: the last word is written before the thread ends.
+        drop(self.readiness.take());
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }

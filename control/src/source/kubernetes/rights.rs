@@ -10,7 +10,7 @@ use super::super::kinds::KINDS;
 pub struct Right {
     /// API group; empty for the core group.
     pub group: &'static str,
-    /// Resource, as `pods`.
+    /// Resource, as `pods`; with its subresource, as `nodes/status`.
     pub resource: &'static str,
     /// Verb, as `watch`.
     pub verb: &'static str,
@@ -24,10 +24,12 @@ impl fmt::Display for Right {
 }
 
 /// Everything that [`KubernetesSource`](super::KubernetesSource) does: it reads the kinds it knows, in all namespaces,
-/// and writes Events.
+/// and writes Events; with `node_condition`, also a condition of its own Node.
 #[must_use]
-pub fn rights() -> Vec<Right> {
+pub fn rights(node_condition: bool) -> Vec<Right> {
     let read = |verb| KINDS.iter().map(move |k| Right { group: k.group, resource: k.plural, verb });
     let events = Right { group: "events.k8s.io", resource: "events", verb: "create" };
-    read("list").chain(read("watch")).chain([events]).collect()
+    let condition = Right { group: "", resource: "nodes/status", verb: "patch" };
+    let condition = node_condition.then_some(condition);
+    read("list").chain(read("watch")).chain([events]).chain(condition).collect()
 }

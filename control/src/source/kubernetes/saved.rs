@@ -1,7 +1,8 @@
 //! The model in a file: what a daemon that starts without the API goes by.
 //!
 //! One line of header (format, version, time, length and hash of the rest), then JSON. Written to a file beside and
-//! renamed, so that a crash leaves the old one; at most every [`PAUSE`], and at a graceful end.
+//! renamed, so that a crash leaves the old one; at most every [`PAUSE`] by a thread of its own, for the source's waits for no
+//! disk, and at a graceful end.
 #![forbid(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
@@ -9,6 +10,8 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -48,9 +51,11 @@ pub(super) struct SavedState {
     annotations: bool,
     /// Newer than what the file holds.
     pending: Option<Arc<Model>>,
+    /// When the last write began, or was put off.
     written: Option<Instant>,
+    writing: Option<JoinHandle<()>>,
     /// Whether the last write failed: said once.
-    failing: bool,
+    failing: Arc<AtomicBool>,
 }
 
 /// References when written, values when read.
@@ -69,7 +74,14 @@ type Owned = Contents<Node, Namespace, Pod, NetworkPolicy, Service, EndpointSlic
 impl SavedState {
     /// In the folder `data_dir`, which need not exist. `annotations`: whether pods' annotations about devices are honoured.
     pub(super) fn new(data_dir: &Path, annotations: bool) -> Self {
-        Self { path: data_dir.join(NAME), annotations, pending: None, written: None, failing: false }
+        Self {
+            path: data_dir.join(NAME),
+            annotations,
+            pending: None,
+            written: None,
+            writing: None,
+            failing: Arc::default(),
+        }
     }
 
     /// There is a newer model.
@@ -83,17 +95,30 @@ impl SavedState {
         Some(self.written.map_or_else(Instant::now, |w| w + PAUSE))
     }
 
-    /// Writes what is to be written. What fails is logged, and tried again with the next change.
+    /// Begins to write what is to be written. What fails is logged, and tried again with the next change.
     pub(super) fn write(&mut self) {
-        let Some(model) = self.pending.take() else { return };
         self.written = Some(Instant::now());
-        match store(&self.path, &model, SystemTime::now()) {
-            Ok(()) => self.failing = false,
-            Err(e) if self.failing => tracing::debug!("{}: {e}", self.path.display()),
-            Err(e) => {
-                self.failing = true;
-                tracing::warn!("{}: the state is not saved: {e}", self.path.display());
-            }
+        if self.writing.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            // A slow disk: put off.
+            return;
+        }
+        let Some(model) = self.pending.take() else { return };
+        let (path, failing) = (self.path.clone(), Arc::clone(&self.failing));
+        let spare = Arc::clone(&model);
+        let thread = std::thread::Builder::new().name("saved-state".to_owned());
+        match thread.spawn(move || write(&path, &model, &failing)) {
+            Ok(thread) => self.writing = Some(thread),
+            Err(_) => write(&self.path, &spare, &self.failing),
+        }
+    }
+
+    /// Writes what is not written yet, and waits for it.
+    pub(super) fn end(&mut self) {
+        if let Some(thread) = self.writing.take() {
+            let _ = thread.join();
+        }
+        if let Some(model) = self.pending.take() {
+            write(&self.path, &model, &self.failing);
         }
     }
 
@@ -122,6 +147,16 @@ impl SavedState {
             }
         }
         Ok(Some((model, at)))
+    }
+}
+
+fn write(path: &Path, model: &Model, failing: &AtomicBool) {
+    let result = store(path, model, SystemTime::now());
+    let failed_before = failing.swap(result.is_err(), Ordering::Relaxed);
+    match result {
+        Ok(()) => {}
+        Err(e) if failed_before => tracing::debug!("{}: {e}", path.display()),
+        Err(e) => tracing::warn!("{}: the state is not saved: {e}", path.display()),
     }
 }
 

@@ -12,7 +12,7 @@ use super::super::Problem;
 use super::super::assemble::{overlapping_cidrs, warn};
 use super::super::kinds::{Key, Object};
 use super::decode::Seen;
-use crate::model::{Model, Namespace, Node, ObjectName, Origin, Pod};
+use crate::model::{Model, Namespace, Node, ObjectName, Origin, Pod, Table};
 
 mod claims;
 #[cfg(test)]
@@ -371,16 +371,11 @@ enum Change {
 }
 
 /// Puts `value` in place of what is there, which stays if it is equal.
-fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Arc<V>) -> Change {
-    match map.get_mut(&key) {
-        Some(old) if *old == value => Change::None,
-        Some(old) => {
-            *old = value;
-            Change::Other
-        }
-        None => {
-            map.insert(key, value);
-            Change::New
-        }
+fn replace<K: Ord, V: PartialEq>(map: &mut Table<K, V>, key: K, value: Arc<V>) -> Change {
+    // Looked at first: a place that is given out to be changed is one that is copied.
+    match map.get(&key) {
+        Some(old) if *old == value => return Change::None,
+        _ => {}
     }
+    if map.insert(key, value).is_some() { Change::Other } else { Change::New }
 }

@@ -121,7 +121,7 @@ fn what_was_asked(lab: &mut Lab) {
         used.insert((text(&object["apiGroup"]), text(&object["resource"]), text(&event["verb"])));
     }
     let allowed =
-        rights().into_iter().map(|r| (r.group.to_owned(), r.resource.to_owned(), r.verb.to_owned()));
+        rights(false).into_iter().map(|r| (r.group.to_owned(), r.resource.to_owned(), r.verb.to_owned()));
     assert_eq!(used, allowed.collect());
 }
 

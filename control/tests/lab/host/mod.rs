@@ -16,7 +16,7 @@ use crate::harness::ns::NetNs;
 use crate::harness::object;
 use crate::harness::spec::{Encap, Family, LabSpec, NodeSpec, OUTSIDE, underlay};
 use crate::service::CONFIG;
-use crate::traffic::named::{self, Answer};
+use crate::traffic::named::{self, Answer, Server};
 use crate::traffic::{icmp, tcp};
 
 /// Where the servers of these tests listen.
@@ -109,6 +109,31 @@ fn process(lab: &Lab, node: &str, family: Family) -> Value {
 /// An endpoint that is a pod.
 fn pod(lab: &Lab, name: &str, family: Family) -> Value {
     object::endpoint(lab, lab.pod(name), family, object::Condition::Ready)
+}
+
+/// Calls `what` with the answering server's name for each backend of [`three_nodes`] in turn, the service of [`serve`] having it
+/// alone: a pod of each of two nodes, a process of each.
+fn each_backend(lab: &Lab, what: impl Fn(&Backend<'_>)) {
+    let _servers = [
+        Server::start(&lab.pod("a1").ns, "a1", PORT).unwrap(),
+        Server::start(&lab.pod("b1").ns, "b1", PORT).unwrap(),
+        Server::start(&lab.node("a").ns, "node-a", PORT).unwrap(),
+        Server::start(&lab.node("b").ns, "node-b", PORT).unwrap(),
+    ];
+    for (at, is_pod) in [("a1", true), ("b1", true), ("a", false), ("b", false)] {
+        serve(lab, |f| vec![if is_pod { pod(lab, at, f) } else { process(lab, at, f) }]);
+        let name = if is_pod { at.to_owned() } else { format!("node-{at}") };
+        what(&Backend { at, is_pod, name });
+    }
+}
+
+/// The one backend of the service.
+struct Backend<'a> {
+    /// Its pod or node.
+    at: &'a str,
+    is_pod: bool,
+    /// What its server answers.
+    name: String,
 }
 
 /// A node with two pods, one with one, and a third without.

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::json;
 
-use super::{NODE_PORT, PORT, ask, gateway, must_answer, outside, pod, process, serve, three_nodes};
+use super::{
+    Backend, NODE_PORT, PORT, ask, each_backend, gateway, must_answer, outside, pod, serve, three_nodes,
+};
 use crate::harness::lab::Lab;
 use crate::harness::object;
 use crate::harness::spec::Family;
@@ -16,21 +18,13 @@ use crate::traffic::tcp;
 #[test]
 fn node_ports_of_every_node() {
     let lab = Lab::start(three_nodes());
-    let _servers = [
-        Server::start(&lab.pod("a1").ns, "a1", PORT).unwrap(),
-        Server::start(&lab.pod("b1").ns, "b1", PORT).unwrap(),
-        Server::start(&lab.node("a").ns, "node-a", PORT).unwrap(),
-        Server::start(&lab.node("b").ns, "node-b", PORT).unwrap(),
-    ];
-    for (backend, is_pod) in [("a1", true), ("b1", true), ("a", false), ("b", false)] {
-        serve(&lab, |f| vec![if is_pod { pod(&lab, backend, f) } else { process(&lab, backend, f) }]);
-        let name = if is_pod { backend.to_owned() } else { format!("node-{backend}") };
+    each_backend(&lab, |&Backend { at: backend, is_pod, ref name }| {
         for family in Family::BOTH {
             for from in ["a", "b", "c"] {
                 for at in ["a", "b", "c"] {
                     eprintln!("node {from} to the node port of node {at} by {family:?}: {name}");
                     for answer in ask(&lab.node(from).ns, (lab.node(at).ip(family), NODE_PORT).into()) {
-                        assert_eq!(answer.name, name);
+                        assert_eq!(answer.name, *name);
                         if from == at && is_pod {
                             assert_eq!(answer.client.ip(), lab.node(from).ip(family));
                         }
@@ -42,21 +36,21 @@ fn node_ports_of_every_node() {
                     must_answer(
                         &lab.pod(from).ns,
                         (lab.node(at).ip(family), NODE_PORT).into(),
-                        &name,
+                        name,
                         lab.pod(from).ip(family),
                     );
                 }
             }
             for at in ["a", "b", "c"] {
                 for answer in ask(&lab.outside, (lab.node(at).ip(family), NODE_PORT).into()) {
-                    assert_eq!(answer.name, name, "from outside to node {at} by {family:?}");
+                    assert_eq!(answer.name, *name, "from outside to node {at} by {family:?}");
                     if !is_pod && at == backend {
                         assert_eq!(answer.client.ip(), gateway(family));
                     }
                 }
             }
         }
-    }
+    });
 }
 
 /// Other ports of the node's own addresses stay the kernel's, and so do they all once there is no node port.
@@ -66,10 +60,14 @@ fn other_ports_are_the_kernels() {
     let node = lab.node("a");
     let _server = Server::start(&lab.pod("a1").ns, "a1", PORT).unwrap();
     let rules = || ["-4", "-6"].map(|f| node.ns.exec("ip", &[f, "rule"]));
+    // What the kernel gives to no connection of the node's own: the SNAT range, and the node ports there are.
+    let reserved = || node.ns.exec("sysctl", &["-n", "net.ipv4.ip_local_reserved_ports"]).trim().to_owned();
     let before = rules();
+    assert_eq!(reserved(), "40000-56383");
     assert!(before.iter().all(|r| r.starts_with("0:\tfrom all lookup local")), "{before:?}");
     serve(&lab, |f| vec![pod(&lab, "a1", f)]);
     let during = rules();
+    assert_eq!(reserved(), "30090,40000-56383");
     for text in &during {
         assert!(text.contains("dport 30090"), "{text}");
         assert!(text.contains("\n2:\tfrom all lookup local") && !text.contains("\n0:"), "{text}");
@@ -85,6 +83,7 @@ fn other_ports_are_the_kernels() {
     }
     lab.withdraw("own.yaml");
     assert_eq!(rules(), before);
+    assert_eq!(reserved(), "40000-56383");
 }
 
 /// External addresses: from the node itself the service answers at once, by its ports alone.

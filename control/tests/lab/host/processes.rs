@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use super::{
-    PORT, ask, cluster_ip, gateway, lab, must_answer, must_reach, outside, pod, process, serve, spec,
-    three_nodes,
+    Backend, PORT, ask, cluster_ip, each_backend, gateway, lab, must_answer, must_reach, outside, serve,
+    spec, three_nodes,
 };
 use crate::harness::lab::Lab;
 use crate::harness::object;
@@ -112,15 +112,7 @@ fn egress_policies_hold_towards_nodes() {
 #[test]
 fn cluster_addresses() {
     let lab = Lab::start(three_nodes());
-    let _servers = [
-        Server::start(&lab.pod("a1").ns, "a1", PORT).unwrap(),
-        Server::start(&lab.pod("b1").ns, "b1", PORT).unwrap(),
-        Server::start(&lab.node("a").ns, "node-a", PORT).unwrap(),
-        Server::start(&lab.node("b").ns, "node-b", PORT).unwrap(),
-    ];
-    for (backend, is_pod) in [("a1", true), ("b1", true), ("a", false), ("b", false)] {
-        serve(&lab, |f| vec![if is_pod { pod(&lab, backend, f) } else { process(&lab, backend, f) }]);
-        let name = if is_pod { backend.to_owned() } else { format!("node-{backend}") };
+    each_backend(&lab, |&Backend { at: backend, is_pod, ref name }| {
         for family in Family::BOTH {
             let to: SocketAddr = (cluster_ip(family), SERVICE_PORT).into();
             for node in ["a", "b", "c"] {
@@ -135,10 +127,10 @@ fn cluster_addresses() {
             }
             for client in ["a2", "b1"].into_iter().filter(|c| *c != backend) {
                 eprintln!("{client} to the service of {name} by {family:?}");
-                must_answer(&lab.pod(client).ns, to, &name, lab.pod(client).ip(family));
+                must_answer(&lab.pod(client).ns, to, name, lab.pod(client).ip(family));
             }
         }
-    }
+    });
     // Without a backend the node is refused, as a pod is.
     serve(&lab, |_| Vec::new());
     for family in Family::BOTH {

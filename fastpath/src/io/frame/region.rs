@@ -22,7 +22,7 @@ pub struct Region {
     base: *mut u8,
     frame_size: u16,
     shift: u32,
-    id: u32,
+    pub(super) id: u32,
     home: Option<&'static ArrayQueue<Frame>>,
     lent_to: Box<[AtomicU32]>,
     next_holder: AtomicU32,
@@ -180,8 +180,18 @@ impl Holder {
 /// An all-in-memory region of `count` frames for tests: nothing but frames reaches it, and it is never freed.
 #[cfg(test)]
 pub(crate) fn in_memory(count: u32, frame_size: u16) -> (Arc<Region>, Vec<Frame>) {
+    in_memory_of(count, frame_size, None)
+}
+
+/// The same, whose frames have a home.
+#[cfg(test)]
+pub(crate) fn in_memory_of(
+    count: u32,
+    frame_size: u16,
+    home: Option<&'static ArrayQueue<Frame>>,
+) -> (Arc<Region>, Vec<Frame>) {
     let bytes = vec![0u8; count as usize * usize::from(frame_size)].leak();
     let base = NonNull::from(bytes).cast();
     // SAFETY: leaked memory of the right size that only the frames refer to.
-    unsafe { Region::new(base, count, frame_size, None) }.unwrap()
+    unsafe { Region::new(base, count, frame_size, home) }.unwrap()
 }

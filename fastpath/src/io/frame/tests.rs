@@ -195,27 +195,80 @@ proptest! {
         prop_assert_eq!(out.iter().map(Frame::index).collect::<HashSet<_>>().len(), N as usize);
         prop_assert_eq!(out.len(), N as usize);
     }
+
+    /// Workers with two regions each, whoever puts what where: a region gives its own frames only, and in the end each
+    /// worker has all of its own.
+    #[test]
+    fn regions_keep_their_frames(steps in prop::collection::vec((0u8..5, 0usize..64), 0..200)) {
+        const N: u32 = 6;
+        let mut regions = Vec::new();
+        let mut parts: Vec<Vec<Frame>> = Vec::new();
+        for n in 0..4u8 {
+            let home: &'static ArrayQueue<Frame> = Box::leak(Box::new(ArrayQueue::new(N as usize)));
+            let (region, frames) = region::in_memory_of(N, 2048, Some(home));
+            regions.push(region);
+            parts.push(frames);
+            if n % 2 == 0 {
+                // Their numbers need not follow one another.
+                let _between = region::in_memory(1, 2048);
+            }
+        }
+        let exchange: Exchange = Arc::new(ArrayQueue::new(1));
+        let second = parts.split_off(2);
+        let mut pools = [parts, second].map(|p| Pool::new(p.into_iter().flatten().collect(), exchange.clone()));
+        let mut out: Vec<Frame> = Vec::new();
+        for (what, n) in steps {
+            let (side, region) = (n % 2, &regions[n % 4]);
+            match what {
+                0 => out.extend(pools[side].get()),
+                1 | 2 => {
+                    let own = n % 4 / 2;
+                    let reachable = pools[own].reachable(region);
+                    let got = pools[own].get_of(region);
+                    prop_assert!(got.is_some() || reachable == 0);
+                    prop_assert!(got.as_ref().is_none_or(|f| region.contains(f)));
+                    out.extend(got);
+                    prop_assert!(pools[1 - own].get_of(region).is_none(), "another worker's");
+                }
+                _ if !out.is_empty() => pools[side].put(out.swap_remove(n % out.len())),
+                _ => {}
+            }
+        }
+        for (n, frame) in out.into_iter().enumerate() {
+            pools[n % 2].put(frame);
+        }
+        prop_assert!(exchange.is_empty());
+        for (pool, own) in pools.iter_mut().zip(regions.chunks(2)) {
+            let all: Vec<Frame> = std::iter::from_fn(|| pool.get()).collect();
+            prop_assert_eq!(all.len(), 2 * N as usize);
+            for region in own {
+                let numbers: HashSet<u32> = all.iter().filter(|f| region.contains(f)).map(Frame::index).collect();
+                prop_assert_eq!(numbers.len(), N as usize);
+                prop_assert_eq!(pool.share(region), N as usize);
+            }
+        }
+    }
 }
 
 #[test]
 fn pool_sends_its_surplus_to_the_exchange_without_growing() {
-    let (_, mut frames) = region::in_memory(8, 2048);
+    let (region, mut frames) = region::in_memory(8, 2048);
     let exchange: Exchange = Arc::new(ArrayQueue::new(8));
     let other = frames.split_off(4);
     let mut pool = Pool::new(frames, exchange.clone());
-    let capacity = pool.free.capacity();
+    let capacity = pool.lists[0].free.capacity();
     other.into_iter().for_each(|frame| pool.put(frame));
     assert_eq!((pool.available(), exchange.len()), (4, 4));
-    assert_eq!(pool.free.capacity(), capacity);
+    assert_eq!(pool.lists[0].free.capacity(), capacity);
     let mut all: Vec<_> = std::iter::from_fn(|| pool.get()).collect();
     assert_eq!(all.len(), 8);
     assert!(pool.get().is_none());
     let mut closer = Pool::new(Vec::new(), exchange.clone());
     all.drain(..5).for_each(|frame| closer.put(frame));
-    assert_eq!((closer.available(), exchange.len(), pool.reachable()), (0, 5, 5));
+    assert_eq!((closer.available(), exchange.len(), pool.reachable(&region)), (0, 5, 5));
     all.drain(..).for_each(|frame| pool.put(frame));
     // Numbers 4 to 7 and the closer's are nobody's here.
-    assert_eq!((pool.available(), exchange.len(), pool.reachable()), (0, 8, 8));
+    assert_eq!((pool.available(), exchange.len(), pool.reachable(&region)), (0, 8, 8));
     assert!(closer.get().is_some());
 }
 

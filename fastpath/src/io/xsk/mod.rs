@@ -4,13 +4,14 @@
 //! |---|---|
 //! | `umem` | [`Umem`]: the memory shared with the kernel; opening ports on it |
 //! | `port` | [`XskPort`]: rings, kicks, accounting of frames |
+//! | `outbox` | [`Outbox`]: sends to many devices at once, not by sockets |
 //! | `desc` | makes ring descriptors whose packet begins anywhere in a frame |
 //! | `sys` | the socket options xsk-rs has no call for |
 //!
-//! All copy-mode ports of the process share one UMEM, so a frame goes from any port to any other without a
-//! copy; each (device, queue) has its own fill and completion ring. A zero-copy port has a UMEM of its own
-//! (the kernel gives all sockets on a UMEM the mode of the first), *private* memory in the words of this module:
-//! packets are copied where they cross into another port's memory, and its frames return to it from any pool.
+//! Copy-mode ports share UMEMs, *arenas* in the words of this module: a frame goes from any port to any other of its
+//! arena without a copy; each (device, queue) has its own fill and completion ring. A zero-copy port has a UMEM of its own
+//! (the kernel gives all sockets on a UMEM the mode of the first), *private* memory. Packets are copied where they cross
+//! into another port's memory, and frames return to their port or arena from any pool.
 //!
 //! A frame is a power-of-two chunk; the kernel writes packets at offset 256 (XDP_PACKET_HEADROOM) and sends from
 //! any offset, as long as the packet does not leave its chunk (aligned mode). So outer headers are written into
@@ -23,18 +24,24 @@ use core::time::Duration;
 use std::io;
 
 mod desc;
+mod outbox;
 mod port;
 mod sys;
 mod umem;
 
+pub use outbox::Outbox;
 pub use port::XskPort;
 pub use umem::Umem;
 
 /// Memory and ring sizes of a [`Umem`]. Ring sizes are powers of two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UmemConfig {
-    /// Number of frames.
+    /// Number of frames, of all groups together.
     pub frames: u32,
+    /// Most frames of one arena, a UMEM that a part of the ports share: 0 for one arena a group. See [`Umem`].
+    pub arena_frames: u32,
+    /// Groups of arenas, one for each worker; the frames are divided evenly.
+    pub groups: u32,
     /// Bytes of a frame, headroom included: 2048 or 4096 (the kernel wants a power of two up to the page size).
     pub frame_size: u16,
     /// Entries of each port's fill ring; at least [`OpenConfig::fill_target`] of any port.
@@ -47,7 +54,15 @@ pub struct UmemConfig {
 
 impl Default for UmemConfig {
     fn default() -> Self {
-        Self { frames: 16384, frame_size: 2048, fill_ring: 512, completion_ring: 1024, huge_pages: false }
+        Self {
+            frames: 16384,
+            arena_frames: 0,
+            groups: 1,
+            frame_size: 2048,
+            fill_ring: 512,
+            completion_ring: 1024,
+            huge_pages: false,
+        }
     }
 }
 
@@ -97,6 +112,8 @@ pub struct OpenConfig {
     /// otherwise lock up all frames, which nothing but traffic brings back. For the few ports that are sure to be
     /// busy, more saves the first burst.
     pub fill_start: u32,
+    /// The group whose arenas it is to be on: that of the worker that gets the port.
+    pub group: u32,
     /// Busy polling; `None` leaves reception to the kernel's own scheduling.
     pub busy_poll: Option<BusyPoll>,
     /// Frames of private memory: the size of that of a zero-copy port (0: 4096), and when not 0 a copy-mode port
@@ -117,6 +134,7 @@ impl Default for OpenConfig {
             tx_ring: 512,
             fill_target: 0,
             fill_start: 0,
+            group: 0,
             busy_poll: None,
             private_frames: 0,
             wait: Duration::from_secs(1),

@@ -28,11 +28,12 @@ const FILL_FLOOR: usize = 64;
 const FILL_GROWTH: usize = 4;
 /// Refills in a row of a calm port before its fill level is halved, while frames are scarce.
 const FILL_CALM: u32 = 64;
-/// Frames that a port on shared memory keeps to copy packets of private memory into, as it meets them: from
-/// the floor to the ceiling by doubling, and none after so many refills without such a packet.
-const SPARE_FLOOR: usize = 32;
+/// Frames that a port on shared memory keeps to copy packets of other memory into, as it meets them:
+/// as many as came at once, from the floor to the ceiling, and none after so many refills without such a packet. The floor is
+/// low for the sake of hundreds of ports that meet one now and then.
+const SPARE_FLOOR: usize = 8;
 const SPARE_CEILING: usize = BATCH;
-const SPARE_REFILLS: u32 = 1 << 16;
+const SPARE_REFILLS: u32 = 1 << 10;
 /// Shortest frame the kernel can send: an Ethernet header.
 const SHORTEST: usize = 14;
 /// Kicks in a row that may send nothing before the rest is left to the next `tx` or `refill`.
@@ -241,7 +242,10 @@ impl XskPort {
             let short = frame.len() < SHORTEST;
             if short || !self.tx_holder.region().contains(frame) {
                 if !short && copies == 0 {
-                    self.spare_target = (self.spare_target * 2).clamp(SPARE_FLOOR, SPARE_CEILING);
+                    let region = self.tx_holder.region();
+                    let come = frames.iter().filter(|f| !region.contains(f)).count();
+                    self.spare_target =
+                        come.next_power_of_two().max(self.spare_target).clamp(SPARE_FLOOR, SPARE_CEILING);
                 }
                 if returns == 0 || (!short && copies == 0) {
                     break;
@@ -323,14 +327,14 @@ impl XskPort {
         // part before it refills.
         let left = self.fill_ring.saturating_sub(self.rings.fill.nb_free_exact() as usize);
         let shared = matches!(self.source, Source::Shared(_));
-        self.follow_load(left, shared && surplus * 4 < pool.share());
+        self.follow_load(left, shared && surplus * 4 < pool.share(self.rx_holder.region()));
         let missing = self.fill_target.saturating_sub(self.rx_held);
         let missing = missing.min(surplus.max(FILL_FLOOR.saturating_sub(self.rx_held)));
         let room = self.fill_ring - left.min(self.fill_ring);
         self.tx_descs.clear();
         for _ in 0..missing.min(room).min(self.tx_descs.capacity()) {
             let frame = match self.source {
-                Source::Shared(_) => pool.get(),
+                Source::Shared(_) => pool.get_of(self.rx_holder.region()),
                 Source::Private(_) => self.spare.pop(),
             };
             let Some(frame) = frame else { break };
@@ -376,12 +380,7 @@ impl XskPort {
             (self.spare_target, self.spare_unused) = (0, 0);
         }
         while self.spare.len() < self.spare_target {
-            let Some(frame) = pool.get() else { break };
-            if !self.tx_holder.region().contains(&frame) {
-                self.stats.ring_errors += 1;
-                self.returns.push(frame);
-                break;
-            }
+            let Some(frame) = pool.get_of(self.tx_holder.region()) else { break };
             self.spare.push(frame);
         }
         for frame in self.spare.drain(self.spare_target.min(self.spare.len())..) {
@@ -393,7 +392,10 @@ impl XskPort {
     fn surplus(&self, pool: &Pool) -> usize {
         match self.source {
             Source::Private(_) => self.spare.len(),
-            Source::Shared(_) => pool.reachable().saturating_sub(pool.share() / 8),
+            Source::Shared(_) => {
+                let region = self.rx_holder.region();
+                pool.reachable(region).saturating_sub(pool.share(region) / 8)
+            }
         }
     }
 
@@ -513,6 +515,16 @@ impl Port for XskPort {
             self.kick_rx();
         }
         self.tx_pending && self.link == Link::Up && self.stalled < STALLED_REFILLS
+    }
+
+    fn settled(&self) -> bool {
+        self.link == Link::Up && !self.tx_pending && !self.zero_copy
+    }
+
+    fn redirected(&mut self, packets: u64, bytes: u64) {
+        self.stats.tx_packets += packets;
+        self.stats.tx_redirected += packets;
+        self.stats.tx_bytes += bytes;
     }
 
     fn up(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Socket options and the tap device, for which neither xsk-rs nor rustix has a call.
+//! Socket options and a tap device, for which neither xsk-rs nor rustix has a call.
 #![allow(unsafe_code, reason = "setsockopt and ioctl by number")]
 
 use std::fs::{File, OpenOptions};
@@ -34,20 +34,43 @@ pub(super) fn busy_poll(fd: BorrowedFd<'_>, config: BusyPoll) -> io::Result<()> 
     set(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, config.budget)
 }
 
-/// A tap device that lives as long as the returned file; and its name.
-pub(super) fn tap() -> io::Result<(File, String)> {
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
-    // SAFETY: an ifreq of zeros is a valid one (an empty name, an empty union).
-    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"fp-umem%d") {
-        *to = libc::c_char::from_ne_bytes([*from]);
+/// A tap device with as many queues as were added; it lives as long as this value.
+#[derive(Debug)]
+pub(super) struct Tap {
+    name: String,
+    queues: Vec<File>,
+}
+
+impl Tap {
+    /// Without a queue yet, and so not there yet.
+    pub(super) fn new() -> Self {
+        Self { name: "fp-umem%d".to_owned(), queues: Vec::new() }
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI).unwrap_or(0);
-    // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
-    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
+
+    /// Its name, once it has a queue.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
-    let name =
-        request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c.to_ne_bytes()).map(|[b]| char::from(b));
-    Ok((file, name.collect()))
+
+    /// Adds a queue; its number.
+    pub(super) fn add_queue(&mut self) -> io::Result<u32> {
+        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+        // SAFETY: an ifreq of zeros is a valid one (an empty name, an empty union).
+        let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+        // The last byte stays zero.
+        let room = request.ifr_name.len() - 1;
+        for (to, from) in request.ifr_name.iter_mut().take(room).zip(self.name.as_bytes()) {
+            *to = libc::c_char::from_ne_bytes([*from]);
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c.to_ne_bytes());
+        self.name = name.map(|[b]| char::from(b)).collect();
+        self.queues.push(file);
+        u32::try_from(self.queues.len() - 1).map_err(io::Error::other)
+    }
 }

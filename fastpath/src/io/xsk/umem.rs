@@ -6,10 +6,10 @@ use core::num::NonZeroU32;
 use core::ptr::{self, NonNull};
 use core::time::Duration;
 use std::error::Error;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
@@ -19,7 +19,8 @@ use xsk_rs::config::{
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem as XskUmem};
 
 use super::desc::DescLayout;
-use super::{Mode, OpenConfig, UmemConfig, XskError, XskPort, sys};
+use super::sys::Tap;
+use super::{Mode, OpenConfig, UmemConfig, XskError, XskPort};
 use crate::io::frame::Frame;
 use crate::io::frame::region::Region;
 
@@ -32,25 +33,58 @@ const ANCHOR_WAIT: Duration = Duration::from_millis(100);
 /// Time between two attempts.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
-/// The memory that all copy-mode ports of the process share.
+/// Frames that a port needs besides those it begins to receive into: for what is on its way out.
+const PORT_FRAMES: u32 = 64;
+/// Most arenas of one [`Umem`]: a tap device has 256 queues.
+const MOST_ARENAS: u32 = 128;
+
+/// The memory that the copy-mode ports of the process share: one UMEM, or several, the *arenas*, each shared by some ports.
+///
+/// The kernel makes a table of all frames of a UMEM, 128 bytes each, for every socket on it. So what a socket takes of the
+/// kernel's memory, and the time it takes to open one, goes by the size of an arena. A packet that goes from one arena's
+/// port to another's is copied; ports are kept together while they are few.
 ///
 /// The kernel ties a UMEM to the socket it was registered with: once the device of that socket is gone, no other
-/// can join (EBADF). So that one socket, the anchor, is bound to a device that stays: the loopback device, or
-/// a tap device of our own when somebody else has a socket there. It gets no frames and carries no packets.
+/// can join (EBADF). So that one socket, the anchor, is bound to a device that stays: the loopback device, or a queue of
+/// a tap device of our own for the second and when somebody else has a socket on loopback. It gets no frames and
+/// carries no packets.
 ///
 /// Cloning gives another handle. Frames live until the process ends, also when all handles are dropped.
 #[derive(Clone, Debug)]
 pub struct Umem {
-    shared: Arc<Shared>,
+    /// As many for each group, those of one group one after the other.
+    arenas: Arc<[Arc<Shared>]>,
+    config: UmemConfig,
 }
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    // Dropped in this order: the anchor's rings before the memory they are registered with.
+    // Dropped in this order: the anchor's rings before the memory they are registered with, both before the device.
     _anchor: Anchor,
     memory: Memory,
-    config: UmemConfig,
-    _tap: Option<File>,
+    /// Frames that its ports need at the least, together.
+    claimed: AtomicU32,
+    _tap: Option<Arc<Tap>>,
+}
+
+/// One port's part in an arena.
+#[derive(Debug)]
+pub(super) struct Share {
+    arena: Arc<Shared>,
+    claim: u32,
+}
+
+impl Share {
+    fn of(arena: &Arc<Shared>, claim: u32) -> Self {
+        arena.claimed.fetch_add(claim, Ordering::Relaxed);
+        Self { arena: Arc::clone(arena), claim }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.arena.claimed.fetch_sub(self.claim, Ordering::Relaxed);
+    }
 }
 
 /// The rings of the anchor: only kept.
@@ -230,36 +264,83 @@ fn open_rings(umem: &XskUmem, config: &OpenConfig, bind: BindFlags) -> Result<Ri
     Ok(rings)
 }
 
-/// Binds the socket that shared memory is registered with, see [`Umem`].
-fn anchor(memory: &mut Memory) -> Result<(Rings, Option<File>), XskError> {
-    let config = OpenConfig { rx_ring: 2, tx_ring: 2, wait: ANCHOR_WAIT, ..OpenConfig::new("lo", 0) };
-    let lo = match memory.register(&config, BindFlags::XDP_COPY) {
-        Ok(rings) => return Ok((rings, None)),
-        Err(XskError::Open { source, .. }) => source,
-        Err(other) => return Err(other),
-    };
-    let (tap, ifname) = match sys::tap() {
-        Ok(tap) => tap,
-        Err(source) => return Err(XskError::Anchor { lo, source }),
-    };
-    match memory.register(&OpenConfig { ifname, wait: Duration::ZERO, ..config }, BindFlags::XDP_COPY) {
-        Ok(rings) => Ok((rings, Some(tap))),
-        Err(XskError::Open { source, .. }) => Err(XskError::Anchor { lo, source }),
-        Err(other) => Err(other),
+/// What anchors are bound to.
+#[derive(Debug)]
+struct Moorings {
+    /// Why there is none on the loopback device, once there was an attempt.
+    lo: Option<io::Error>,
+    lo_taken: bool,
+    tap: Tap,
+}
+
+/// An arena that has its anchor.
+#[derive(Debug)]
+struct Moored {
+    anchor: Anchor,
+    memory: Memory,
+    /// Whether that is bound to the tap device.
+    by_tap: bool,
+}
+
+impl Moorings {
+    /// Makes an arena.
+    fn arena(&mut self, config: &UmemConfig) -> Result<(Moored, Vec<Frame>), XskError> {
+        let home = Box::leak(Box::new(ArrayQueue::new(home_size(config))));
+        let (mut memory, frames) = Memory::new(config, Some(home))?;
+        match self.anchor(&mut memory) {
+            Ok((rings, by_tap)) => Ok((Moored { anchor: Anchor(rings), memory, by_tap }, frames)),
+            Err(e) => {
+                drop(frames);
+                // SAFETY: all frames were in `frames`, and no rings came to be.
+                unsafe { memory.free() };
+                Err(e)
+            }
+        }
     }
+
+    /// Binds the socket that shared memory is registered with, see [`Umem`]; says whether to the tap device.
+    fn anchor(&mut self, memory: &mut Memory) -> Result<(Rings, bool), XskError> {
+        let config = OpenConfig { rx_ring: 2, tx_ring: 2, wait: ANCHOR_WAIT, ..OpenConfig::new("lo", 0) };
+        if !self.lo_taken {
+            self.lo_taken = true;
+            match memory.register(&config, BindFlags::XDP_COPY) {
+                Ok(rings) => return Ok((rings, false)),
+                Err(XskError::Open { source, .. }) => self.lo = Some(source),
+                Err(other) => return Err(other),
+            }
+        }
+        let mut lo = || self.lo.take().unwrap_or_else(|| io::Error::from_raw_os_error(libc::EBUSY));
+        let queue = match self.tap.add_queue() {
+            Ok(queue) => queue,
+            Err(source) => return Err(XskError::Anchor { lo: lo(), source }),
+        };
+        let ifname = self.tap.name().to_owned();
+        match memory
+            .register(&OpenConfig { ifname, queue, wait: Duration::ZERO, ..config }, BindFlags::XDP_COPY)
+        {
+            Ok(rings) => Ok((rings, true)),
+            Err(XskError::Open { source, .. }) => Err(XskError::Anchor { lo: lo(), source }),
+            Err(other) => Err(other),
+        }
+    }
+}
+
+/// Room for all frames of a memory, also those that huge pages round up to.
+fn home_size(config: &UmemConfig) -> usize {
+    config.frames as usize + (HUGE_PAGE / u32::from(config.frame_size).max(1)) as usize
 }
 
 /// Where a port's frames live.
 #[derive(Debug)]
 pub(super) enum Source {
-    Shared(Arc<Shared>),
+    Shared(Share),
     Private(Box<Private>),
 }
 
 impl Source {
     pub(super) fn memory(&self) -> &Memory {
         match self {
-            Self::Shared(shared) => &shared.memory,
+            Self::Shared(share) => &share.arena.memory,
             Self::Private(private) => &private.memory,
         }
     }
@@ -278,10 +359,7 @@ unsafe impl Send for Private {}
 
 impl Private {
     fn new(config: &UmemConfig) -> Result<Self, XskError> {
-        // Room for all frames, also those that huge pages round up to.
-        let per_page = HUGE_PAGE / u32::from(config.frame_size).max(1);
-        let capacity = config.frames as usize + per_page as usize;
-        let home = NonNull::from(Box::leak(Box::new(ArrayQueue::new(capacity))));
+        let home = NonNull::from(Box::leak(Box::new(ArrayQueue::new(home_size(config)))));
         // SAFETY: leaked just now; freed only in `close`, when no frame refers to it any more, or below.
         match Memory::new(config, Some(unsafe { home.as_ref() })) {
             Ok((memory, free)) => Ok(Self { memory, free, home }),
@@ -321,28 +399,73 @@ impl Private {
     }
 }
 
+/// How the frames are divided: arenas of each group, frames of each arena.
+fn division(config: &UmemConfig) -> (u32, u32) {
+    let groups = config.groups.max(1);
+    let group = config.frames / groups;
+    let wanted = if config.arena_frames == 0 { 1 } else { group.div_ceil(config.arena_frames) };
+    let arenas = wanted.clamp(1, (MOST_ARENAS / groups).max(1));
+    (arenas, group.div_ceil(arenas))
+}
+
 impl Umem {
-    /// Maps and registers the memory, and cuts it into frames: share them out to the workers' pools.
+    /// Maps and registers the memory, and cuts it into frames, those of one group after those of the other: share them
+    /// out to the workers' pools.
     ///
-    /// Call it in the network namespace of the devices, as all `open`s. With huge pages the number of frames is
-    /// rounded up to full pages.
+    /// Call it in the network namespace of the devices, as all `open`s. The number of frames is rounded up to full
+    /// arenas, with huge pages to full pages too. Where only one anchor can be had, there is one arena.
     ///
     /// # Errors
     /// [`XskError`] when a size is not possible, or the memory or its anchor cannot be had.
     pub fn new(config: UmemConfig) -> Result<(Self, Vec<Frame>), XskError> {
-        let (mut memory, frames) = Memory::new(&config, None)?;
-        match anchor(&mut memory) {
-            Ok((anchor, tap)) => {
-                let shared = Shared { _anchor: Anchor(anchor), memory, config, _tap: tap };
-                Ok((Self { shared: Arc::new(shared) }, frames))
+        match Self::divided(&config, division(&config)) {
+            Err(XskError::Anchor { .. }) if division(&config).0 * config.groups.max(1) > 1 => {
+                let groups = config.groups.max(1);
+                Self::divided(&UmemConfig { groups: 1, ..config }, (1, config.frames / groups * groups))
             }
-            Err(e) => {
-                drop(frames);
-                // SAFETY: all frames were in `frames`, and no rings came to be.
-                unsafe { memory.free() };
-                Err(e)
+            made => made,
+        }
+    }
+
+    fn divided(config: &UmemConfig, (arenas, frames): (u32, u32)) -> Result<(Self, Vec<Frame>), XskError> {
+        let mut moorings = Moorings { lo: None, lo_taken: false, tap: Tap::new() };
+        let arena = UmemConfig { frames, ..config.clone() };
+        let (mut made, mut all) = (Vec::new(), Vec::new());
+        for _ in 0..arenas * config.groups.max(1) {
+            match moorings.arena(&arena) {
+                Ok((moored, frames)) => {
+                    made.push(moored);
+                    all.extend(frames);
+                }
+                Err(e) => {
+                    drop(all);
+                    for Moored { anchor, memory, .. } in made {
+                        drop(anchor);
+                        // SAFETY: its frames were in `all`, and its only rings were the anchor's.
+                        unsafe { memory.free() };
+                    }
+                    return Err(e);
+                }
             }
         }
+        let tap = Arc::new(moorings.tap);
+        let shared = made.into_iter().map(|Moored { anchor, memory, by_tap }| {
+            let tap = by_tap.then(|| Arc::clone(&tap));
+            Arc::new(Shared { _anchor: anchor, memory, claimed: AtomicU32::new(0), _tap: tap })
+        });
+        Ok((Self { arenas: shared.collect(), config: config.clone() }, all))
+    }
+
+    /// The arena for one port more of a group: the first whose ports need less than half of it, else the one whose ports
+    /// need least.
+    fn arena(&self, group: u32, claim: u32) -> Option<&Arc<Shared>> {
+        let groups = self.config.groups.max(1);
+        let each = self.arenas.len() / groups as usize;
+        let from = if each == 0 { 0 } else { (group % groups) as usize * each };
+        let arenas = self.arenas.get(from..)?.get(..each.max(1))?;
+        let claimed = |arena: &&Arc<Shared>| arena.claimed.load(Ordering::Relaxed);
+        let few = |arena: &&Arc<Shared>| (claimed(arena) + claim) as usize * 2 <= arena.memory.region.count();
+        arenas.iter().find(few).or_else(|| arenas.iter().min_by_key(claimed))
     }
 
     /// Opens a socket on (device, queue). May wait ([`OpenConfig::wait`], with [`Mode::Auto`] twice) for the kernel to
@@ -362,14 +485,17 @@ impl Umem {
                 other => return other,
             },
         }
+        let claim = config.fill_start.max(PORT_FRAMES).min(self.config.fill_ring) + PORT_FRAMES;
+        let bad = || XskError::Config { what: "group", value: config.group, want: "one of the memory's" };
+        let share = Share::of(self.arena(config.group, claim).ok_or_else(bad)?, claim);
         // The mode is the anchor's.
-        let rings = open_rings(&self.shared.memory.umem, config, BindFlags::XDP_COPY)?;
-        XskPort::new(Source::Shared(Arc::clone(&self.shared)), rings, config, self.config())
+        let rings = open_rings(&share.arena.memory.umem, config, BindFlags::XDP_COPY)?;
+        XskPort::new(Source::Shared(share), rings, config, self.config())
     }
 
     fn open_private(&self, config: &OpenConfig, bind: BindFlags) -> Result<XskPort, XskError> {
         let frames = if config.private_frames == 0 { PRIVATE_FRAMES } else { config.private_frames };
-        let umem_config = UmemConfig { frames, ..self.shared.config.clone() };
+        let umem_config = UmemConfig { frames, ..self.config.clone() };
         let mut private = Private::new(&umem_config)?;
         match private.memory.register(config, bind) {
             Ok(rings) => XskPort::new(Source::Private(Box::new(private)), rings, config, &umem_config),
@@ -383,18 +509,30 @@ impl Umem {
     /// What it was made with.
     #[must_use]
     pub fn config(&self) -> &UmemConfig {
-        &self.shared.config
+        &self.config
+    }
+
+    /// UMEMs that it consists of.
+    #[must_use]
+    pub fn arenas(&self) -> usize {
+        self.arenas.len()
+    }
+
+    /// Frames of each of them.
+    #[must_use]
+    pub fn arena_frames(&self) -> usize {
+        self.arenas.first().map_or(0, |arena| arena.memory.region.count())
     }
 
     /// Whether huge pages were asked for and had.
     #[must_use]
     pub fn huge_pages(&self) -> bool {
-        self.shared.memory.huge_pages
+        self.arenas.iter().all(|arena| arena.memory.huge_pages)
     }
 
     /// Frames that the kernel holds, over all ports; walks a table of all frames, so not for the packet path.
     #[must_use]
     pub fn lent(&self) -> usize {
-        self.shared.memory.region.lent()
+        self.arenas.iter().map(|arena| arena.memory.region.lent()).sum()
     }
 }

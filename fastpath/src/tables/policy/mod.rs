@@ -13,23 +13,27 @@
 //!   the port ([`ports`]) in which the union of the rules is already worked out.
 //!
 //! The cost of a lookup is two hash probes and one port lookup, whatever the number of rules, pods and address
-//! blocks. Nothing here knows of labels or names: control compiles those away and keeps the table that says
+//! blocks. Most rows say one range of ports and lie in the probed entry itself ([`Row`]). The `policy` node asks for a
+//! whole vector of packets step by step ([`PolicyTable::ask`], [`PolicyTable::answer`]), so that the misses of one step
+//! overlap. Nothing here knows of labels or names: control compiles those away and keeps the table that says
 //! what each [`RuleId`] means.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-
 use crate::packet::Ip;
 
+pub mod blocks;
 pub mod peers;
 pub mod ports;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 
+pub use blocks::BlockTable;
 pub use peers::{ClassId, NodeIndex, PeerInfo, PeerTable};
 pub use ports::{PortFn, PortMap};
+pub use rows::{Matrix, Row, Rows};
 
 /// Which side of a connection an endpoint is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -178,41 +182,6 @@ impl core::fmt::Debug for Cell {
     }
 }
 
-/// Row of each peer class that has one of its own, an index into the matrix's functions.
-pub type Rows = HashMap<ClassId, u32>;
-
-/// All rules of one group and direction, by peer class.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Matrix {
-    default: u32,
-    rows: Rows,
-    functions: Vec<PortFn>,
-}
-
-impl Matrix {
-    /// `functions[default]` for every class that `rows` does not name. An index beyond `functions` denies
-    /// with [`RuleId::UNKNOWN_GROUP`].
-    #[must_use]
-    pub fn new(default: u32, rows: Rows, functions: Vec<PortFn>) -> Self {
-        Self { default, rows, functions }
-    }
-
-    /// The verdict on a peer of class `class`.
-    #[inline]
-    #[must_use]
-    pub fn evaluate(&self, class: ClassId, proto: u8, dport: u16) -> Verdict {
-        let row = self.rows.get(&class).copied().unwrap_or(self.default);
-        let function = usize::try_from(row).ok().and_then(|r| self.functions.get(r));
-        function.map_or(UNKNOWN, |f| f.lookup(proto, dport).verdict())
-    }
-
-    /// Number of classes that have a row of their own, and of distinct rows.
-    #[must_use]
-    pub fn size(&self) -> (usize, usize) {
-        (self.rows.len(), self.functions.len())
-    }
-}
-
 /// One group of endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
@@ -222,6 +191,16 @@ pub struct Group {
     pub ingress: Option<Arc<Matrix>>,
     /// Rules on connections from them; `None` when they are not isolated.
     pub egress: Option<Arc<Matrix>>,
+}
+
+impl Group {
+    #[inline]
+    fn matrix(&self, direction: Direction) -> Option<&Matrix> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
 }
 
 const UNKNOWN: Verdict = Verdict { allow: false, rule: RuleId::UNKNOWN_GROUP };
@@ -253,21 +232,70 @@ impl PolicyTable {
         proto: u8,
         dport: u16,
     ) -> Verdict {
+        self.answer(self.ask(group, direction, own, peer), group, direction, proto, dport)
+    }
+
+    /// The first half of [`PolicyTable::evaluate`]: who the peer is.
+    #[inline]
+    #[must_use]
+    pub fn ask(&self, group: GroupId, direction: Direction, own: Ip, peer: Ip) -> Asked {
         if own == peer {
-            return Verdict::allow(RuleId::SELF);
+            return Asked::Decided(Verdict::allow(RuleId::SELF));
         }
-        let Some(group) = usize::try_from(group.0).ok().and_then(|g| self.groups.get(g)) else {
-            return UNKNOWN;
-        };
-        let matrix = match direction {
-            Direction::Ingress => &group.ingress,
-            Direction::Egress => &group.egress,
-        };
-        let Some(matrix) = matrix else { return Verdict::allow(RuleId::NOT_ISOLATED) };
+        let Some(group) = self.group(group) else { return Asked::Decided(UNKNOWN) };
+        if group.matrix(direction).is_none() {
+            return Asked::Decided(Verdict::allow(RuleId::NOT_ISOLATED));
+        }
         let peer = self.peers.lookup(peer);
         if direction == Direction::Ingress && peer.node == group.node && peer.node != NodeIndex::NONE {
-            return Verdict::allow(RuleId::OWN_NODE);
+            return Asked::Decided(Verdict::allow(RuleId::OWN_NODE));
         }
-        matrix.evaluate(peer.class, proto, dport)
+        Asked::Class(peer.class)
     }
+
+    /// The second half: what the rules say, to the same `group` and `direction`.
+    #[inline]
+    #[must_use]
+    pub fn answer(
+        &self,
+        asked: Asked,
+        group: GroupId,
+        direction: Direction,
+        proto: u8,
+        dport: u16,
+    ) -> Verdict {
+        match asked {
+            Asked::Decided(verdict) => verdict,
+            Asked::Class(class) => self
+                .group(group)
+                .and_then(|g| g.matrix(direction))
+                .map_or(UNKNOWN, |matrix| matrix.evaluate(class, proto, dport)),
+        }
+    }
+
+    #[inline]
+    fn group(&self, group: GroupId) -> Option<&Group> {
+        usize::try_from(group.0).ok().and_then(|g| self.groups.get(g))
+    }
+
+    /// Bytes of memory it holds; what is shared with other tables too, but each matrix once.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let both = self.groups.iter().flat_map(|g| [&g.ingress, &g.egress]).flatten();
+        let mut matrices: Vec<&Arc<Matrix>> = both.collect();
+        matrices.sort_unstable_by_key(|m| Arc::as_ptr(m));
+        matrices.dedup_by_key(|m| Arc::as_ptr(m));
+        self.peers.bytes()
+            + self.groups.capacity() * size_of::<Group>()
+            + matrices.into_iter().map(|m| m.bytes()).sum::<usize>()
+    }
+}
+
+/// What [`PolicyTable::ask`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// No rule is to be asked.
+    Decided(Verdict),
+    /// The rules decide on a peer of this class.
+    Class(ClassId),
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::BlockTable;
 use crate::packet::Ip;
-use crate::tables::Lpm;
+use crate::tables::Prefix;
 
 /// A class of addresses that no rule in force tells apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,21 +42,45 @@ pub struct PeerInfo {
     pub node: NodeIndex,
 }
 
-/// Exact addresses (pods, nodes) in shards that are copied one at a time, so that one pod more costs the same
-/// in a large cluster as in a small one; everything else by longest prefix.
+/// Exact addresses (pods, nodes, blocks of one address) in shards that are copied one at a time, so that one pod more
+/// costs the same in a large cluster as in a small one; everything else by longest prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerTable {
-    shards: Box<[Arc<HashMap<Ip, PeerInfo>>]>,
-    blocks: Arc<Lpm<ClassId>>,
+    shards: Box<[Arc<Shard>]>,
+    blocks: BlockTable,
+}
+
+/// The addresses of one shard; IPv4 by 32 bits, so that four entries and not two share a cache line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Shard {
+    v4: HashMap<u32, PeerInfo>,
+    v6: HashMap<u128, PeerInfo>,
 }
 
 const SHARDS: usize = 256;
 
 impl Default for PeerTable {
     fn default() -> Self {
-        let empty = Arc::new(HashMap::new());
-        Self { shards: vec![empty; SHARDS].into_boxed_slice(), blocks: Arc::default() }
+        let empty = Arc::new(Shard::default());
+        Self { shards: vec![empty; SHARDS].into_boxed_slice(), blocks: BlockTable::default() }
     }
+}
+
+impl Shard {
+    #[inline]
+    fn get(&self, ip: Ip) -> Option<PeerInfo> {
+        match ip.is_v4() {
+            true => self.v4.get(&low(ip)).copied(),
+            false => self.v6.get(&ip.bits()).copied(),
+        }
+    }
+}
+
+/// The 32 bits of an IPv4 address.
+#[inline]
+fn low(ip: Ip) -> u32 {
+    let [.., a, b, c, d] = ip.bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 impl PeerTable {
@@ -63,41 +88,64 @@ impl PeerTable {
     #[inline]
     #[must_use]
     pub fn lookup(&self, ip: Ip) -> PeerInfo {
-        if let Some(exact) = self.shards.get(shard(ip)).and_then(|s| s.get(&ip)) {
-            return *exact;
+        if let Some(exact) = self.get(ip) {
+            return exact;
         }
-        PeerInfo { class: self.blocks.lookup(ip).copied().unwrap_or_default(), node: NodeIndex::NONE }
+        PeerInfo { class: self.blocks.lookup(ip), node: NodeIndex::NONE }
     }
 
     /// Adds or replaces an address; copies its shard when an older table still shares it.
     pub fn insert(&mut self, ip: Ip, info: PeerInfo) {
-        if let Some(s) = self.shards.get_mut(shard(ip)) {
-            Arc::make_mut(s).insert(ip, info);
+        let Some(shard) = self.shards.get_mut(shard(ip)).map(Arc::make_mut) else { return };
+        if ip.is_v4() {
+            shard.v4.insert(low(ip), info);
+        } else {
+            shard.v6.insert(ip.bits(), info);
         }
     }
 
     /// Removes an address.
     pub fn remove(&mut self, ip: Ip) {
-        if let Some(s) = self.shards.get_mut(shard(ip)).filter(|s| s.contains_key(&ip)) {
-            Arc::make_mut(s).remove(&ip);
+        let Some(shard) = self.shards.get_mut(shard(ip)).filter(|s| s.get(ip).is_some()) else { return };
+        let shard = Arc::make_mut(shard);
+        if ip.is_v4() {
+            shard.v4.remove(&low(ip));
+        } else {
+            shard.v6.remove(&ip.bits());
         }
     }
 
     /// The entry of an exact address.
+    #[inline]
     #[must_use]
     pub fn get(&self, ip: Ip) -> Option<PeerInfo> {
-        self.shards.get(shard(ip))?.get(&ip).copied()
+        self.shards.get(shard(ip))?.get(ip)
     }
 
-    /// Replaces the classes of address blocks. A block's class holds its addresses that no longer prefix has.
-    pub fn set_blocks(&mut self, blocks: Lpm<ClassId>) {
-        self.blocks = Arc::new(blocks);
+    /// Gives every address of a block a class, but for those with an entry of their own; see [`BlockTable::paint`].
+    pub fn paint(&mut self, block: Prefix, class: ClassId) {
+        self.blocks.paint(block, class);
     }
 
-    /// Number of exact addresses and of blocks.
+    /// Number of exact addresses.
     #[must_use]
-    pub fn size(&self) -> (usize, usize) {
-        (self.shards.iter().map(|s| s.len()).sum(), self.blocks.len())
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|s| s.v4.len() + s.v6.len()).sum()
+    }
+
+    /// Whether there is no exact address.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of memory it holds, shared ones too.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let of = |s: &Arc<Shard>| size_of::<Shard>() + s.v4.allocation_size() + s.v6.allocation_size();
+        self.shards.iter().map(of).sum::<usize>()
+            + self.shards.len() * size_of::<usize>()
+            + self.blocks.bytes()
     }
 }
 

@@ -142,6 +142,16 @@ impl PortFn {
         Self { tcp: one.clone(), udp: one.clone(), sctp: one, other: cell }
     }
 
+    /// Bytes of memory it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let of = |map: &PortMap| match map {
+            PortMap::Many(many) => size_of::<Many>() + many.pages.capacity() * size_of::<[Cell; 256]>(),
+            PortMap::One(_) | PortMap::Few(_) => 0,
+        };
+        size_of::<Self>() + of(&self.tcp) + of(&self.udp) + of(&self.sctp)
+    }
+
     /// The verdict on a destination port.
     #[inline]
     #[must_use]

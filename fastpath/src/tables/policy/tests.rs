@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::packet::proto;
-use crate::tables::{Lpm, Prefix};
+use crate::tables::Prefix;
 
 fn ip(s: &str) -> Ip {
     s.parse::<IpAddr>().unwrap().into()
@@ -34,9 +34,8 @@ proptest! {
     /// Exact entries win over blocks, the last insert wins, removal uncovers the block.
     #[test]
     fn peer_table_is_a_scan(ops in prop::collection::vec((0u8..8, any::<bool>(), 1u32..9), 0..60)) {
-        let block: Lpm<ClassId> = [(Prefix::new("10.0.0.4".parse().unwrap(), 30).unwrap(), ClassId(99))].into_iter().collect();
         let mut table = PeerTable::default();
-        table.set_blocks(block);
+        table.paint(Prefix::new("10.0.0.4".parse().unwrap(), 30).unwrap(), ClassId(99));
         let mut naive = std::collections::BTreeMap::new();
         for (host, add, class) in ops {
             let addr = Ip::v4([10, 0, 0, host]);
@@ -53,7 +52,7 @@ proptest! {
             let default = PeerInfo { class: if host >= 4 { ClassId(99) } else { ClassId::OTHER }, ..PeerInfo::default() };
             prop_assert_eq!(table.lookup(Ip::v4([10, 0, 0, host])), naive.get(&host).copied().unwrap_or(default));
         }
-        prop_assert_eq!(table.size(), (naive.len(), 1));
+        prop_assert_eq!(table.len(), naive.len());
     }
 }
 
@@ -77,8 +76,8 @@ fn what_comes_before_the_rules() {
     let mut function = PortFn::constant(Cell::deny(isolated));
     function.tcp = PortMap::new(Cell::deny(isolated), &[(80, Cell::allow(web)), (81, Cell::deny(isolated))]);
     let closed = PortFn::constant(Cell::deny(isolated));
-    let rows = [(ClassId(3), 1)].into_iter().collect();
-    let matrix = Arc::new(Matrix::new(0, rows, vec![closed, function]));
+    let rows = [(ClassId(3), Row::function(1))].into_iter().collect();
+    let matrix = Arc::new(Matrix::new(Cell::deny(isolated), Row::function(0), rows, vec![closed, function]));
     let mut table = PolicyTable::default();
     table.groups.push(Group { node: NodeIndex(0), ingress: Some(matrix.clone()), egress: None });
     table.groups.push(Group { node: NodeIndex::NONE, ingress: Some(matrix.clone()), egress: Some(matrix) });

@@ -281,3 +281,47 @@ proptest! {
         let _ = outer(v6, false, usize::from(inner_len)).emit(&mut out);
     }
 }
+
+proptest! {
+    /// Prepared headers are what each packet's own would be.
+    #[test]
+    fn prepared_is_emitted(
+        ends in any::<([u8; 4], [u8; 4], [u8; 6], [u8; 6], [u8; 6], [u8; 6])>(),
+        (src_port, dst_port, ident, vni, tos, ttl) in (any::<u16>(), any::<u16>(), any::<u16>(), 0u32..1 << 24, any::<u8>(), any::<u8>()),
+        (df, inner_v6) in any::<(bool, bool)>(),
+        len in 0usize..200,
+    ) {
+        let (src, dst, a, b, c, d) = ends;
+        let repr = OuterRepr {
+            src_mac: Mac(a),
+            dst_mac: Mac(b),
+            inner_src_mac: Mac(c),
+            inner_dst_mac: Mac(d),
+            src: Ip::v4(src),
+            dst: Ip::v4(dst),
+            src_port, dst_port, ident, vni, tos, ttl, df, inner_v6,
+            ..outer(false, false, len)
+        };
+        // Whatever packet they were prepared from.
+        let prepared = Prepared::new(&OuterRepr { src_mac: Mac(d), ..repr }).unwrap().with_link(Mac(b), Mac(a));
+        let varying = Varying { src_port, tos, df, ident, inner_v6, inner_len: repr.inner_len };
+        let (mut ours, mut theirs) = (vec![0xa5; 64 + len], vec![0xa5; 64 + len]);
+        prop_assert!(prepared.emit(&mut ours, &varying) && repr.emit(&mut theirs));
+        prop_assert_eq!(ours, theirs);
+    }
+}
+
+#[test]
+fn what_is_not_prepared() {
+    assert_eq!(Prepared::new(&outer(true, false, 100)), None, "IPv6: its checksum is over the packet");
+    let prepared = Prepared::new(&outer(false, false, 100)).unwrap();
+    assert_eq!(usize::from(Prepared::OVERHEAD) + 14, outer(false, false, 0).buffer_len());
+    let varying =
+        |inner_len| Varying { src_port: 1, tos: 0, df: false, ident: 0, inner_v6: false, inner_len };
+    let mut short = [0xa5; 63];
+    assert!(!prepared.emit(&mut short, &varying(100)));
+    assert_eq!(short, [0xa5; 63], "nothing written");
+    let mut frame = vec![0; 70_000];
+    assert!(prepared.emit(&mut frame, &varying(65_485)));
+    assert!(!prepared.emit(&mut frame, &varying(65_486)), "outer packets end at 65535 bytes");
+}

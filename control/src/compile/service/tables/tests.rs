@@ -180,11 +180,8 @@ fn what_does_not_change_is_not_made_again() {
     // The same objects read again: compiled, but the same table.
     world.change(|m| m.services.values_mut().for_each(|s| *s = Arc::new(s.as_ref().clone())));
     assert!(Arc::ptr_eq(&first, &world.table(&[])));
-    // Nodes alone: services are not looked at again.
-    let services = Arc::clone(world.tables.services());
     world.node("c", "192.0.2.3");
     let second = world.table(&[]);
-    assert!(Arc::ptr_eq(&services, world.tables.services()));
     assert!(!Arc::ptr_eq(&first, &second) && second.nodes.contains(&ip("192.0.2.3")));
 
     // One service's backends: the spreads of the others stay.
@@ -198,7 +195,56 @@ fn what_does_not_change_is_not_made_again() {
         let same = Arc::ptr_eq(frontend.all.as_ref().unwrap(), second.frontends[key].all.as_ref().unwrap());
         assert_eq!(same, key.0 != ip("10.96.1.3"), "{key:?}");
     }
-    assert_eq!(world.tables.spreads.len(), 20 + 3, "those of before are forgotten");
+    for n in 0..2 * SPARE {
+        let [a, b] = u16::try_from(n).unwrap().to_be_bytes();
+        let address = format!("10.2.{a}.{b}");
+        world.slice("s3", "IPv4", &json!([endpoint(&address, "b", true, false)]));
+        world.table(&[]);
+        world.tables.tidy();
+    }
+    let frontends = world.table(&[]).frontends.len();
+    assert!(world.tables.spreads.len() <= SPARE + 4 * frontends, "those of before are forgotten");
+}
+
+/// Changes one after the other give what the last model gives to somebody who saw nothing before.
+#[test]
+fn changes_give_what_the_whole_gives() {
+    use proptest::prelude::*;
+    let change = (0u8..8, 0u8..4, prop::collection::vec((0u8..6, any::<bool>(), any::<bool>()), 0..4));
+    proptest!(|(changes in prop::collection::vec(prop::collection::vec(change, 1..3), 1..12))| {
+        let mut world = World::new();
+        world.node("a", "192.0.2.1");
+        for batch in changes {
+            for (kind, n, endpoints) in batch {
+                let name = format!("s{n}");
+                let list: Vec<Value> = endpoints
+                    .iter()
+                    .map(|(host, ready, here)| {
+                        endpoint(&format!("10.1.0.{host}"), if *here { "a" } else { "b" }, *ready, !*ready)
+                    })
+                    .collect();
+                match kind {
+                    0 => world.service(&name, json!({"type": "LoadBalancer", "clusterIP": format!("10.96.0.{}", n / 2),
+                        "externalIPs": [format!("198.51.100.{n}")], "externalTrafficPolicy": if list.len() > 1 { "Local" } else { "Cluster" },
+                        "ports": [{"name": "http", "port": 80, "nodePort": 30_000 + u16::from(n / 2)}]})),
+                    1 => world.change(|m| m.services.retain(|s, _| s.name != name)),
+                    2 => world.change(|m| m.slices.retain(|s, _| !s.name.starts_with(&name))),
+                    3 => world.pod(&name, &format!("198.51.100.{}", list.len())),
+                    4 => world.change(|m| m.pods.retain(|p, _| p.name != name)),
+                    5 if list.len() == 1 => world.node("b", &format!("192.0.2.{}", 2 + n)),
+                    _ => world.slice(&name, "IPv4", &json!(list)),
+                }
+            }
+            let table = world.table(&["192.0.2.9"]);
+            let mut fresh = ServiceTables::new("a");
+            fresh.update(&world.model, &[ip("192.0.2.9")]);
+            prop_assert_eq!(&table, fresh.table());
+            prop_assert_eq!(world.tables.problems(), fresh.problems());
+            for (key, frontend) in &fresh.services().frontends {
+                prop_assert_eq!(Some(frontend), world.tables.services().frontends.get(key));
+            }
+        }
+    });
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Bench {
             Gather::new(data_dir.map(|d| SavedState::new(d, true)), publish, publish_state, report);
         let task = tokio::spawn(async move {
             gather.run(messages).await;
-            gather.save();
+            gather.end();
         });
         Self { to, updates, state, task }
     }

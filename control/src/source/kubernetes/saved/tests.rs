@@ -81,6 +81,7 @@ fn what_is_saved_is_read_back() {
     assert!(saved.read().unwrap().is_none(), "nothing saved is no mistake");
     saved.changed(Arc::new(model()));
     saved.write();
+    saved.end();
     let (read, at) = saved.read().unwrap().unwrap();
     assert_eq!(read, model());
     assert!(at.elapsed().unwrap() < Duration::from_secs(60));
@@ -91,10 +92,37 @@ fn what_is_saved_is_read_back() {
     // Nothing new: nothing is written.
     std::fs::remove_file(&saved.path).unwrap();
     saved.write();
+    saved.end();
     assert!(saved.read().unwrap().is_none());
     saved.changed(Arc::new(Model::default()));
     saved.write();
+    saved.end();
     assert_eq!(saved.read().unwrap().unwrap().0, Model::default());
+}
+
+/// Whoever writes waits for no disk: here, for a reader of a pipe that does not come.
+#[test]
+fn a_slow_disk_is_waited_for_by_nobody_but_the_end() {
+    let dir = Dir::new("slow");
+    let mut saved = SavedState::new(&dir.0, true);
+    std::fs::create_dir_all(&dir.0).unwrap();
+    let beside = saved.path.with_extension("new");
+    let fifo = std::process::Command::new("mkfifo").arg(&beside).status().unwrap();
+    assert!(fifo.success());
+    for _ in 0..3 {
+        saved.changed(Arc::new(model()));
+        saved.write();
+    }
+    // One is being written, the newest waits for its turn.
+    assert!(saved.pending.is_some() && saved.due().unwrap() > Instant::now());
+    let reader = std::thread::spawn(move || {
+        assert!(!std::fs::read(&beside).unwrap().is_empty());
+        std::fs::remove_file(&beside).unwrap();
+    });
+    reader.join().unwrap();
+    saved.end();
+    assert!(saved.pending.is_none());
+    assert_eq!(saved.read().unwrap().unwrap().0, model());
 }
 
 /// Whatever becomes of the file, it is either what was saved or refused.
@@ -104,6 +132,7 @@ fn a_broken_file_is_refused() {
     let mut saved = SavedState::new(&dir.0, true);
     saved.changed(Arc::new(model()));
     saved.write();
+    saved.end();
     let good = std::fs::read(&saved.path).unwrap();
     let refused = |bytes: &[u8], path: &Path| {
         std::fs::write(path, bytes).unwrap();

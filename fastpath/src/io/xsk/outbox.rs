@@ -1,0 +1,170 @@
+//! Sends packets to any number of devices in one system call.
+//!
+//! An AF_XDP socket in copy mode costs an skb, and a turn of the receiver's NAPI, for each packet, and a system call
+//! for each device. Here the packets are copied into memory that is a BPF map's, and one `BPF_PROG_TEST_RUN` with live
+//! frames (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18) runs a program on them that redirects each to its device: no
+//! skb, and the receivers' NAPIs run once for 64 packets. The call costs about as much as 16 packets by a socket, so
+//! it is for full vectors.
+//!
+//! Limits: the device must take redirected frames (`NETDEV_XDP_ACT_NDO_XMIT`: on a veth when its other end has GRO
+//! or a native program), one that does not loses them without a word; a packet is at most [`Outbox::LONGEST`] bytes.
+//! Program and map are made elsewhere: `fastpath_xdp::outbox`.
+#![allow(unsafe_code, reason = "memory shared with the kernel, and a system call without a wrapper")]
+
+use core::ptr::NonNull;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// `bpf(2)`'s command.
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
+/// Frames the kernel redirects before it flushes to the devices; a veth's ring takes 256.
+const BATCH: u32 = 64;
+/// Bytes before a packet in its slot: device and length.
+const HEAD: usize = 8;
+
+/// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    zero: u32,
+}
+
+/// Packets on their way to any devices. Belongs to one worker.
+#[derive(Debug)]
+pub struct Outbox {
+    program: OwnedFd,
+    base: NonNull<u8>,
+    queued: u32,
+    /// Bytes of the longest packet queued: the kernel's frames begin that long, as shortening one costs less.
+    longest: u32,
+}
+
+// SAFETY: the mapping is this value's alone.
+unsafe impl Send for Outbox {}
+
+impl Outbox {
+    /// Packets it holds.
+    pub const SLOTS: u32 = 256;
+    /// Bytes from one slot of the map to the next; the first is the cursor's.
+    pub const STRIDE: usize = 33 * 64;
+    /// Longest packet, Ethernet header included.
+    pub const LONGEST: usize = 2047;
+    /// Shortest packet: an Ethernet header.
+    pub const SHORTEST: usize = 14;
+    const BYTES: usize = Self::STRIDE * (Self::SLOTS as usize + 1);
+
+    /// Takes the sending program and maps the memory of its map.
+    ///
+    /// # Errors
+    /// What the kernel says to `mmap`.
+    pub fn new(program: OwnedFd, map: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: a new shared mapping of the map's values at an address the kernel chooses.
+        let base = unsafe {
+            mmap(
+                core::ptr::null_mut(),
+                Self::BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                map,
+                0,
+            )?
+        };
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self { program, base, queued: 0, longest: 0 })
+    }
+
+    /// `LEN` bytes at the start of slot `slot`, which is at most [`Self::SLOTS`].
+    fn slot<const LEN: usize>(&mut self, slot: u32) -> &mut [u8; LEN] {
+        const { assert!(LEN <= Self::STRIDE) }
+        debug_assert!(slot <= Self::SLOTS);
+        // SAFETY: within the mapping, which only this value refers to, and the kernel only during `send`.
+        unsafe { self.base.add(slot as usize * Self::STRIDE).cast::<[u8; LEN]>().as_mut() }
+    }
+
+    /// Queues a copy of `packet` for the device `ifindex`; `false`, and nothing queued, when there is no room or its
+    /// length is not possible.
+    #[inline]
+    pub fn put(&mut self, ifindex: u32, packet: &[u8]) -> bool {
+        let len = packet.len();
+        if self.queued == Self::SLOTS || !(Self::SHORTEST..=Self::LONGEST).contains(&len) {
+            return false;
+        }
+        let Ok(bytes) = u32::try_from(len) else { return false };
+        self.queued += 1;
+        self.longest = self.longest.max(bytes);
+        let slot = self.slot::<{ Self::STRIDE }>(self.queued);
+        let (head, data) = slot.split_at_mut(HEAD);
+        let (to, long) = head.split_at_mut(HEAD / 2);
+        to.copy_from_slice(&ifindex.to_ne_bytes());
+        long.copy_from_slice(&bytes.to_ne_bytes());
+        if let Some(data) = data.get_mut(..len) {
+            data.copy_from_slice(packet);
+        }
+        true
+    }
+
+    /// Sends what is queued, in order, and forgets it; how many packets were given to their devices, and why not all.
+    pub fn send(&mut self) -> (u32, io::Result<()>) {
+        let queued = core::mem::take(&mut self.queued);
+        let longest = core::mem::take(&mut self.longest);
+        *self.slot::<4>(0) = 1u32.to_ne_bytes();
+        let mut done = 0;
+        while done < queued {
+            let result = self.run(queued - done, longest);
+            // The cursor is one ahead of what was sent, also when a signal ended the call.
+            let before = done;
+            done = u32::from_ne_bytes(*self.slot::<4>(0)).saturating_sub(1).min(queued);
+            match result {
+                Ok(()) if done == before => return (done, Err(io::ErrorKind::WriteZero.into())),
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return (done, Err(e)),
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// One call: the program runs `repeat` times, on frames of `length` bytes.
+    fn run(&mut self, repeat: u32, length: u32) -> io::Result<()> {
+        let mut attr = TestRun {
+            prog_fd: u32::try_from(self.program.as_raw_fd()).unwrap_or(u32::MAX),
+            data_size_in: length,
+            // What the frames hold at first does not matter: the program overwrites all of it.
+            data_in: self.base.as_ptr().expose_provenance() as u64,
+            repeat,
+            flags: BPF_F_TEST_XDP_LIVE_FRAMES,
+            batch_size: BATCH,
+            ..TestRun::default()
+        };
+        // SAFETY: the kernel reads and writes `attr`, whose size it is told, and reads `length` bytes (at most a
+        // slot's) of the mapping; the program reads the slots and writes the first, to which no reference is live.
+        let rc =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
+        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length, and nothing refers to it any more.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), Self::BYTES) };
+    }
+}

@@ -1,0 +1,94 @@
+//! The end of a pass: what the graph sends leaves, one kick for a port or, from so many packets on, one call for all.
+#![forbid(unsafe_code)]
+
+use super::Worker;
+use crate::graph::{DropReason, NodeId, count_drop, record};
+use crate::stats::WorkerStats;
+
+/// Tries to place a port's frames in its tx ring before they are dropped.
+const TX_TRIES: usize = 4;
+/// Packets from which one call of the outbox costs less than the ports' sockets: measured, see bench/README.md.
+const OUTBOX_FROM: usize = 24;
+/// Calls of the outbox that may fail in a row before it is given up: this kernel cannot do it.
+const OUTBOX_FAILURES: u8 = 8;
+
+impl Worker {
+    /// Sends what the ports have been given; what does not fit after a few tries is dropped.
+    pub(super) fn transmit(&mut self, stats: &WorkerStats) {
+        if self.sending.is_empty() {
+            return;
+        }
+        let start = self.clock.raw();
+        let mut sent = self.transmit_together(stats);
+        for at in self.sending.drain(..) {
+            let Some(local) = self.ports.get_mut(usize::from(at)) else { continue };
+            for _ in 0..TX_TRIES {
+                if local.out.is_empty() {
+                    break;
+                }
+                sent += local.port.tx(&mut local.out) as u64;
+                if local.out.is_empty() || !local.port.up() {
+                    break;
+                }
+                local.port.refill(&mut self.pool);
+            }
+            let reason = if local.port.up() { DropReason::TxRingFull } else { DropReason::LinkDown };
+            for frame in local.out.drain(..) {
+                count_drop(stats, reason);
+                self.pool.put(frame);
+            }
+        }
+        if sent > 0 {
+            record(stats, NodeId::Tx, sent, self.clock.raw().wrapping_sub(start));
+        }
+    }
+
+    /// Sends by the outbox what may go that way, if it is enough; returns how many went.
+    ///
+    /// The order within a port stays: a port whose socket has packets waiting is left out, and what does not go into
+    /// the outbox goes by the socket after it.
+    fn transmit_together(&mut self, stats: &WorkerStats) -> u64 {
+        let Some(outbox) = &mut self.outbox else { return 0 };
+        let snap = self.snapshots.load();
+        let mut together = 0;
+        for at in &self.sending {
+            let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
+            local.staged = 0;
+            local.redirect = snap.port(local.id).and_then(|p| p.redirect).filter(|_| local.port.settled());
+            together += if local.redirect.is_some() { local.out.len() } else { 0 };
+        }
+        if together < OUTBOX_FROM {
+            return 0;
+        }
+        for at in &self.sending {
+            let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
+            let Some(device) = local.redirect else { continue };
+            local.staged = local.out.iter().take_while(|f| outbox.put(device.get(), f.data())).count();
+        }
+        let (sent, result) = outbox.send();
+        let mut left = sent as usize;
+        for at in &self.sending {
+            let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
+            let gone = core::mem::take(&mut local.staged).min(left);
+            left -= gone;
+            let mut bytes = 0;
+            for frame in local.out.drain(..gone) {
+                bytes += frame.len() as u64;
+                self.pool.put(frame);
+            }
+            local.port.redirected(gone as u64, bytes);
+        }
+        stats.outbox_calls.add(1);
+        stats.outbox_packets.add(u64::from(sent));
+        if result.is_ok() {
+            self.outbox_failures = 0;
+        } else {
+            stats.outbox_errors.add(1);
+            self.outbox_failures += 1;
+            if self.outbox_failures >= OUTBOX_FAILURES {
+                self.outbox = None;
+            }
+        }
+        u64::from(sent)
+    }
+}
