@@ -18,7 +18,7 @@ use fastpath_xdp::{Mode, ModeRequest, Redirect, Role, XdpError};
 use crate::compile::Port;
 use crate::model::ObjectName;
 use crate::netdev::features::RedirectTargets;
-use crate::netdev::{self, Link, LinkKind, NetView, Plan, Prepared, Preparer};
+use crate::netdev::{self, Link, LinkKind, NetView, Offload, Plan, Prepared, Preparer};
 
 /// A device that should be a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +95,8 @@ pub struct Attached {
     /// Whether it is a veth, and takes redirected frames.
     veth: bool,
     target: bool,
+    /// Whether it can carry packets, as far as is known.
+    running: bool,
 }
 
 impl Attached {
@@ -272,6 +274,7 @@ impl Attacher {
             prepared: parts.prepared,
             veth: link.kind == LinkKind::Veth,
             target: false,
+            running: false,
         };
         follow(&mut attached, view);
         tracing::info!(
@@ -364,10 +367,14 @@ impl Attacher {
         parts: &mut Parts,
     ) -> Result<u32, AttachError> {
         let workers = u32::try_from(self.engine.workers()).unwrap_or(1);
-        let plan = match wanted.role {
+        let mut plan = match wanted.role {
             PortRole::Uplink => Plan::uplink(&link.kind, generic, workers),
             PortRole::Pod | PortRole::Host => Plan::pod(generic, workers),
         };
+        if self.targets.is_some() && link.kind == LinkKind::Veth && !plan.off.contains(&Offload::Segmentation) {
+            // With it, what a socket sends overtakes what is redirected: they wait in different queues of the kernel.
+            plan.off.push(Offload::Segmentation);
+        }
         let prepared = self.preparer.prepare(link.index, &plan)?;
         let queues = prepared.queues.rx.max(1);
         parts.prepared.push(prepared);
@@ -435,12 +442,13 @@ impl Attacher {
     /// the next look.
     pub fn look_at_redirects(&mut self) -> bool {
         let Some(targets) = &mut self.targets else { return false };
-        let targets = targets.read().unwrap_or_default();
+        // Not knowing, nothing changes.
+        let Ok(targets) = targets.read() else { return false };
         let mut changed = false;
         for attached in self.attached.values_mut() {
             let target = attached.veth && targets.contains(&attached.port.ifindex);
             if core::mem::replace(&mut attached.target, target) != target {
-                attached.port.redirect = target;
+                attached.port.redirect = target && attached.running;
                 changed = true;
             }
         }
@@ -517,6 +525,7 @@ fn follow(attached: &mut Attached, view: &NetView) {
     let Some(link) = view.links.get(&port.ifindex) else { return };
     let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
     port.mtu = mtu;
+    attached.running = link.running;
     // What is redirected to a device that is down is lost without a word; a socket says so.
     port.redirect = attached.target && link.running;
     if let Some(mac) = link.mac {

@@ -37,6 +37,8 @@ use crate::snapshot::Snapshot;
 use crate::stats::WorkerStats;
 use crate::tables::flow::{FlowConfig, FlowTable, Millis};
 
+/// Longest time for which the ports that were quiet are not asked while others have packets.
+const SCAN_LATEST: Duration = Duration::from_millis(1);
 /// Fewest flow-table buckets swept in one pass of the loop.
 const SWEEP_BUCKETS: usize = 64;
 /// A worker sees all buckets of its share in this time, well before a coarse deadline could wrap (128 s).
@@ -114,6 +116,8 @@ pub struct Worker {
     /// When the others were asked last, how long that took (both by the clock's raw ticks), where to go on.
     scanned: u64,
     scan_ticks: u64,
+    /// Raw ticks after which they are asked at the latest: [`SCAN_LATEST`].
+    scan_latest: u64,
     scan_from: usize,
     /// Places in `ports` of those to refill at the end of the pass, and whose turn it is without a reason.
     touched: Vec<u16>,
@@ -144,9 +148,17 @@ const ABSENT: u16 = u16::MAX;
 /// Token of the mailbox's event in the epoll set.
 const EVENT: u64 = u64::MAX;
 
+/// How much the clock's raw counter grows in a time.
+fn raw_ticks(clock: &quanta::Clock, time: Duration) -> u64 {
+    const SAMPLE: u64 = 1 << 20;
+    let nanos = u128::from(clock.delta_as_nanos(0, SAMPLE)).max(1);
+    u64::try_from(time.as_nanos() * u128::from(SAMPLE) / nanos).unwrap_or(u64::MAX)
+}
+
 impl Worker {
     pub(crate) fn new(setup: Setup) -> Result<Self, Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let scan_latest = raw_ticks(&setup.clock, SCAN_LATEST);
         if let Some(mailbox) = setup.peers.get(usize::from(setup.number)) {
             epoll::add(&epoll, &mailbox.event, epoll::EventData::new_u64(EVENT), epoll::EventFlags::IN)?;
         }
@@ -171,6 +183,7 @@ impl Worker {
             turn: 0,
             scanned: 0,
             scan_ticks: 0,
+            scan_latest,
             scan_from: 0,
             touched: Vec::new(),
             refill_from: 0,

@@ -22,8 +22,8 @@ const ROUNDS: usize = 5;
 const IPV6: u32 = 1 << 20;
 const MILLIS: u32 = 60;
 
-/// One contender: median of time stamp cycles a key, over some milliseconds.
-type Contender<'a> = (&'static str, Box<dyn FnMut(u32) -> f64 + 'a>);
+/// One contender: median of time stamp cycles a key, uniform or Zipf, over some milliseconds.
+type Contender<'a> = (&'static str, Box<dyn FnMut(bool, u32) -> f64 + 'a>);
 
 /// A key with its hash, for tables that want to hash it themselves.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,13 +78,16 @@ fn median(clock: &Clock, batch: &mut Batch, millis: u32, mut timed: impl FnMut(&
     samples[samples.len() / 2] as f64 / BATCH as f64
 }
 
-/// Everything of one size and distribution, in turn: cycles a key by contender and round.
-fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Vec<(&'static str, Vec<f64>)> {
+/// Cycles a key by contender and round.
+type Figures = Vec<(&'static str, Vec<f64>)>;
+
+/// Everything of one size in turn, uniform and Zipf.
+fn compare(clock: &Clock, rte: Option<&Program>, entries: u32) -> [Figures; 2] {
     let now = Millis(1);
     let (v4, v6) = (filled(Family::V4, entries), filled(Family::V6, entries.min(IPV6)));
     let (mut out, mut out_v6): (Vec<Option<Hit>>, Vec<Option<Hit>>) = (Vec::new(), Vec::new());
     let mut observed: Vec<Option<Hit>> = Vec::new();
-    let batch = |family, entries| Batch::new(family, entries, zipf);
+    let batch = |family, entries| [false, true].map(|zipf| Batch::new(family, entries, zipf));
     let (mut b4, mut b6) = (batch(Family::V4, entries), batch(Family::V6, entries.min(IPV6)));
     let mut tick = 0u32;
     let mut reading = batch(Family::V4, entries);
@@ -98,8 +101,8 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
     });
     let mut contenders: Vec<Contender<'_>> = vec![(
         "fastpath",
-        Box::new(|millis| {
-            median(clock, &mut b4, millis, |b| {
+        Box::new(|zipf, millis| {
+            median(clock, &mut b4[usize::from(zipf)], millis, |b| {
                 v4.lookup_batch(black_box(&b.keys), &b.hashes, now, &mut out);
                 black_box(&out);
             })
@@ -107,8 +110,8 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
     )];
     contenders.push((
         "fastpath, not copied",
-        Box::new(|millis| {
-            median(clock, &mut reading, millis, |b| {
+        Box::new(|zipf, millis| {
+            median(clock, &mut reading[usize::from(zipf)], millis, |b| {
                 let mut sum = 0;
                 v4.lookup_each(black_box(&b.keys), &b.hashes, now, |_, hit| {
                     sum += hit.map_or(0, |hit| u32::from(hit.transform.mtu));
@@ -119,8 +122,8 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
     ));
     contenders.push((
         "fastpath with observe",
-        Box::new(|millis| {
-            median(clock, &mut observing, millis, |b| {
+        Box::new(|zipf, millis| {
+            median(clock, &mut observing[usize::from(zipf)], millis, |b| {
                 // One batch in 16 µs, as at 16 M packets a second.
                 tick += 1;
                 let now = Millis(tick / 64);
@@ -134,8 +137,8 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
     ));
     contenders.push((
         "fastpath IPv6",
-        Box::new(|millis| {
-            median(clock, &mut b6, millis, |b| {
+        Box::new(|zipf, millis| {
+            median(clock, &mut b6[usize::from(zipf)], millis, |b| {
                 v6.lookup_batch(black_box(&b.keys), &b.hashes, now, &mut out_v6);
                 black_box(&out_v6);
             })
@@ -149,8 +152,8 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
     let mut found: Vec<Option<Value>> = Vec::with_capacity(BATCH);
     contenders.push((
         "hashbrown",
-        Box::new(move |millis| {
-            median(clock, &mut for_map, millis, |b| {
+        Box::new(move |zipf, millis| {
+            median(clock, &mut for_map[usize::from(zipf)], millis, |b| {
                 found.clear();
                 let keys = b.keys.iter().zip(&b.hashes);
                 found.extend(keys.map(|(k, h)| map.find(*h, |(other, _)| other == k).map(|(_, v)| *v)));
@@ -167,8 +170,8 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
     let mut shared: Vec<Option<Value>> = Vec::with_capacity(BATCH);
     contenders.push((
         "DashMap",
-        Box::new(move |millis| {
-            median(clock, &mut for_dash, millis, |b| {
+        Box::new(move |zipf, millis| {
+            median(clock, &mut for_dash[usize::from(zipf)], millis, |b| {
                 shared.clear();
                 let keys = b.keys.iter().zip(&b.hashes);
                 shared.extend(keys.map(|(k, h)| dash.get(&Hashed(*k, *h)).map(|v| *v)));
@@ -187,8 +190,9 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
             continue;
         }
         for (mode, name) in [Mode::Hashing, Mode::Hashed, Mode::WithValue].into_iter().zip(names) {
-            let run =
-                move |millis| cell.borrow_mut().as_mut().map_or(f64::NAN, |t| t.run(zipf, mode, millis));
+            let run = move |zipf, millis| {
+                cell.borrow_mut().as_mut().map_or(f64::NAN, |t| t.run(zipf, mode, millis))
+            };
             contenders.push((name, Box::new(run)));
         }
         if let Ok(table) = &*cell.borrow()
@@ -197,17 +201,19 @@ fn compare(clock: &Clock, rte: Option<&Program>, entries: u32, zipf: bool) -> Ve
             println!("{}: on pages of 4 KiB, huge ones could not be had", names[2]);
         }
     }
-    let mut figures: Vec<(&str, Vec<f64>)> = contenders.iter().map(|(name, _)| (*name, Vec::new())).collect();
-    for round in 0..=ROUNDS {
-        for ((_, run), (_, figures)) in contenders.iter_mut().zip(&mut figures) {
-            let cycles = run(MILLIS);
-            // The first round warms up.
-            if round > 0 {
-                figures.push(cycles);
+    [false, true].map(|zipf| {
+        let mut figures: Figures = contenders.iter().map(|(name, _)| (*name, Vec::new())).collect();
+        for round in 0..=ROUNDS {
+            for ((_, run), (_, figures)) in contenders.iter_mut().zip(&mut figures) {
+                let cycles = run(zipf, MILLIS);
+                // The first round warms up.
+                if round > 0 {
+                    figures.push(cycles);
+                }
             }
         }
-    }
-    figures
+        figures
+    })
 }
 
 fn middle(values: &[f64]) -> f64 {
@@ -217,7 +223,7 @@ fn middle(values: &[f64]) -> f64 {
 }
 
 /// Rows of the result: our rate against the goal's, and ratios to each peer.
-fn rows(size: &str, ns: f64, figures: &[(&'static str, Vec<f64>)]) -> Vec<serde_json::Value> {
+fn rows(size: &str, ns: f64, figures: &Figures) -> Vec<serde_json::Value> {
     let rate = |cycles: f64| (1e4 / (cycles * ns)).round() / 10.0;
     let ours = |name: &str| {
         let own = if name.contains("IPv6") { "fastpath IPv6" } else { "fastpath" };
@@ -270,26 +276,33 @@ pub(crate) fn run() {
     if let Err(why) = &rte {
         println!("skipped: rte_hash: {why}");
     }
-    let mut cases = vec![("1k uniform", 1 << 10, false), ("64k uniform", 1 << 16, false)];
-    cases.push(("64k Zipf", 1 << 16, true));
-    cases.extend([("1M uniform", 1 << 20, false), ("1M Zipf", 1 << 20, true)]);
-    if std::env::var_os("FLOW_BENCH_LARGE").is_some() {
-        cases.extend([("10M uniform", 10 << 20, false), ("10M Zipf", 10 << 20, true)]);
+    let large = std::env::var("FLOW_BENCH_LARGE");
+    let mut sizes = vec![("1k", 1 << 10), ("64k", 1 << 16), ("1M", 1 << 20)];
+    match large.as_deref() {
+        Ok("only") => sizes = vec![("10M", 10 << 20)],
+        Ok(_) => sizes.push(("10M", 10 << 20)),
+        Err(_) => {}
     }
-    let (mut table, mut all): (Vec<(&str, Vec<f64>)>, Vec<serde_json::Value>) = Default::default();
-    for (size, entries, zipf) in &cases {
-        let figures = compare(&clock, rte.as_ref().ok(), *entries, *zipf);
-        all.extend(rows(size, ns, &figures));
-        for (name, cycles) in figures {
-            match table.iter_mut().find(|(n, _)| *n == name) {
-                Some((_, row)) => row.push(middle(&cycles)),
-                None => table.push((name, vec![middle(&cycles)])),
+    let (mut table, mut all): (Figures, Vec<serde_json::Value>) = Default::default();
+    let mut head = Vec::new();
+    for (size, entries) in sizes {
+        for (figures, kind) in
+            compare(&clock, rte.as_ref().ok(), entries).into_iter().zip(["uniform", "Zipf"])
+        {
+            let case = format!("{size} {kind}");
+            all.extend(rows(&case, ns, &figures));
+            head.push(case);
+            for (name, cycles) in figures {
+                match table.iter_mut().find(|(n, _)| *n == name) {
+                    Some((_, row)) => row.push(middle(&cycles)),
+                    None => table.push((name, vec![middle(&cycles)])),
+                }
             }
         }
     }
     println!("\nTime stamp cycles a key ({:.2} GHz), medians of {ROUNDS} rounds in turn", 1.0 / ns);
-    println!("| Lookup | {} |", cases.iter().map(|c| c.0).collect::<Vec<_>>().join(" | "));
-    println!("|---|{}", "---|".repeat(cases.len()));
+    println!("| Lookup | {} |", head.join(" | "));
+    println!("|---|{}", "---|".repeat(head.len()));
     for (name, cycles) in table {
         let cells: Vec<_> = cycles.iter().map(|c| format!("{c:.0}")).collect();
         println!("| {name} | {} |", cells.join(" | "));

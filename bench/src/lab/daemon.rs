@@ -15,6 +15,9 @@ use super::topology::Topology;
 /// Longest start, and longest end before it is killed.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// As in `configs/profiles/throughput.toml`: full vectors leave in one call. The default sends by each port's socket.
+pub(crate) const TOGETHER: &str = "transmit = \"together\"\n";
+
 /// A running daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon {

@@ -236,7 +236,7 @@ impl Lab<'_> {
 
     /// With 250 pods: idle, and packets a second to more and more of them.
     fn pods(&self, topology: &Topology, all: &mut Measured) -> Result<()> {
-        let running = daemon::Daemon::start(topology, &self.daemon, "")?;
+        let running = daemon::Daemon::start(topology, &self.daemon, daemon::TOGETHER)?;
         std::thread::sleep(Duration::from_secs(2));
         for _ in 0..2 {
             let idle = latency::idle(running.id(), self.time.max(Duration::from_secs(2)) * 2)?;

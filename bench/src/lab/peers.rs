@@ -108,7 +108,7 @@ impl Peer {
     /// When it is not installed or does not start.
     pub(crate) fn start<'a>(self, topology: &'a Topology, daemon: &Path) -> Result<Running<'a>> {
         Ok(match self {
-            Self::Fastpath => Running::Fastpath(Daemon::start(topology, daemon, "")?),
+            Self::Fastpath => Running::Fastpath(Daemon::start(topology, daemon, super::daemon::TOGETHER)?),
             Self::FastpathSockets => {
                 Running::Fastpath(Daemon::start(topology, daemon, "transmit = \"sockets\"\n")?)
             }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fastpath::packet::Ip;
 use fastpath::snapshot::PortRole;
@@ -100,7 +100,11 @@ impl Cni {
 impl Daemon {
     /// Takes over what the source says now.
     pub(super) fn learn(&mut self, update: Arc<Update>) {
-        self.applied.changed(update.loaded_at);
+        if update.synced {
+            // What was saved before the start has been waited for since the start only.
+            let started = SystemTime::now().checked_sub(self.started.elapsed());
+            self.applied.changed(started.map_or(update.loaded_at, |started| started.max(update.loaded_at)));
+        }
         self.source = update;
         self.lay_over();
     }

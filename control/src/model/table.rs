@@ -86,7 +86,7 @@ impl<K, V> Table<K, V> {
 
     /// Entries in order, their objects to be replaced. Copies every chunk that is shared.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut Arc<V>)> {
-        self.chunks.iter_mut().flat_map(|c| Arc::make_mut(c)).map(|(k, v)| (&**k, v))
+        self.chunks.iter_mut().flat_map(Arc::make_mut).map(|(k, v)| (&**k, v))
     }
 
     /// As [`Table::iter_mut`], without the keys.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -103,7 +104,7 @@ impl ReservedPorts {
 
     fn read(&self) -> Result<Ports, Error> {
         let bad = |source| Error::Record { what: "read", path: self.sysctl.clone(), source };
-        let text = fs::read_to_string(&self.sysctl).map_err(bad)?;
+        let text = one_read(&self.sysctl).map_err(bad)?;
         Ports::parse(&text)
             .ok_or_else(|| bad(std::io::Error::other(format!("not a list of ports: {text:?}"))))
     }
@@ -116,6 +117,16 @@ impl ReservedPorts {
             source,
         })
     }
+}
+
+/// A file's text by a single `read`: the kernel answers only the first one on its list of ports, and cuts the list where
+/// the buffer ends, so the standard library's small first reads would lose ports.
+fn one_read(path: &Path) -> std::io::Result<String> {
+    // Every port alone, with its comma, is less.
+    let mut text = vec![0; 512 << 10];
+    let len = fs::File::open(path)?.read(&mut text)?;
+    text.truncate(len);
+    String::from_utf8(text).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
 }
 
 /// A set of ports.

@@ -155,7 +155,7 @@ fn a_call_waits_for_nothing() {
 /// sockets again when it does not any more.
 #[test]
 fn bursts_between_pods() {
-    let lab = Lab::start(LabSpec::default());
+    let lab = Lab::start(LabSpec { transmit: "together", ..LabSpec::default() });
     let (from, to) = (lab.pod("a1"), lab.pod("a2"));
     let node = lab.node("a");
     let redirected = || {

@@ -5,6 +5,7 @@
 //! without an answer does not keep others from a destination. What is answered never does.
 //! What arrived by the tunnel leaves only to a pod of this node: a node never forwards for two others, so
 //! nodes that disagree about where a pod lives cannot make a loop.
+//! A vector goes through in stages, some packets apart, each of which fetches what the next one needs of the flow table.
 #![forbid(unsafe_code)]
 
 use super::snat::Candidates;

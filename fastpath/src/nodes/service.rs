@@ -142,8 +142,9 @@ fn kept(cx: &Context<'_>, setup: &Setup) -> Kept {
     if known.is_some_and(|k| k.serves || tcp) {
         return Kept::Yes;
     }
-    // Busy with another worker's packet: this one is lost, the next one tries again.
-    let removed = setup.stale.is_some_and(|at| cx.flows.remove(at));
+    // Busy with another worker's packet: this one is lost, the next one tries again. A packet before it in the vector may
+    // have removed the flow.
+    let removed = setup.stale.is_some_and(|at| cx.flows.remove(at) || cx.flows.pair(at).is_none());
     match (tcp, removed, setup.reply) {
         (true, ..) => Kept::Refuse,
         (false, true, false) => Kept::Anew,

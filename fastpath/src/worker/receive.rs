@@ -2,7 +2,7 @@
 //!
 //! Hundreds of ports are mostly quiet, and each one looked at in vain costs a few cache misses. Those that had packets
 //! lately are asked on every pass, in turn; all others when these had nothing, when a wake-up named them, or when
-//! [`SCAN_SHARE`] times as long as it takes has gone by since they were asked last.
+//! [`SCAN_SHARE`] times as long as it takes, or a millisecond, has gone by since they were asked last.
 #![forbid(unsafe_code)]
 
 use super::{LocalPort, Worker};
@@ -26,7 +26,8 @@ impl Worker {
         let most = VECTOR - self.graph.backlog(now).min(VECTOR / 2);
         let some_quiet = self.active.len() < self.ports.len();
         // First, as active ports may fill every vector.
-        let due = start.wrapping_sub(self.scanned) >= self.scan_ticks.saturating_mul(SCAN_SHARE);
+        let pause = self.scan_ticks.saturating_mul(SCAN_SHARE).min(self.scan_latest);
+        let due = start.wrapping_sub(self.scanned) >= pause;
         if some_quiet && due {
             self.receive_quiet(most);
         }

@@ -155,9 +155,7 @@ port = {port}
             encap = lab.encap.key(),
             family = lab.outer.key(),
         );
-        if !lab.cores.is_empty() {
-            writeln!(text, "\n[workers]\ncores = {:?}", lab.cores).expect("writing to memory");
-        }
+        writeln!(text, "\n[workers]\ncores = {:?}\ntransmit = \"{}\"", lab.cores, lab.transmit).expect("writing to memory");
         text.push('\n');
         text.push_str(&lab.more_config);
         text

@@ -117,6 +117,8 @@ pub(crate) struct LabSpec {
     pub(crate) uplink_by_route: bool,
     /// `workers.cores`.
     pub(crate) cores: Vec<usize>,
+    /// `workers.transmit`.
+    pub(crate) transmit: &'static str,
     /// Nodes of Linux alone are as this network plugin makes them, of the family `outer` alone.
     pub(crate) overlay: Option<Overlay>,
     /// `uplink.cidrs`, and then no `uplink.interfaces`.
@@ -149,6 +151,7 @@ impl Default for LabSpec {
             stale_after_ms: STALE_AFTER_MS,
             uplink_by_route: false,
             cores: Vec::new(),
+            transmit: "sockets",
             overlay: None,
             uplink_cidrs: Vec::new(),
             capabilities: None,

@@ -34,6 +34,8 @@ const FILL_CALM: u32 = 64;
 const SPARE_FLOOR: usize = 8;
 const SPARE_CEILING: usize = BATCH;
 const SPARE_REFILLS: u32 = 1 << 10;
+/// The same while frames are scarce.
+const SPARE_REFILLS_SCARCE: u32 = 8;
 /// Shortest frame the kernel can send: an Ethernet header.
 const SHORTEST: usize = 14;
 /// Kicks in a row that may send nothing before the rest is left to the next `tx` or `refill`.
@@ -376,7 +378,8 @@ impl XskPort {
     /// Keeps frames to copy into, for as long as they are used.
     fn keep_spare(&mut self, pool: &mut Pool) {
         self.spare_unused += 1;
-        if self.spare_unused > SPARE_REFILLS {
+        let most = if self.surplus(pool) == 0 { SPARE_REFILLS_SCARCE } else { SPARE_REFILLS };
+        if self.spare_unused > most {
             (self.spare_target, self.spare_unused) = (0, 0);
         }
         while self.spare.len() < self.spare_target {

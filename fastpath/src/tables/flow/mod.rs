@@ -10,7 +10,8 @@
 //! ```
 //!
 //! - **Lookup** takes no lock and writes nothing. A batch goes through in stages (tags, entries, compare), each
-//!   fetching what the next one needs, so that the cache misses of its packets overlap. Sequence numbers make sure that no torn entry is seen.
+//!   fetching what the next one needs, a group of keys ahead, so that the cache misses of its packets overlap. So does
+//!   what installs a vector of flows ([`FlowTable::plan`]). Sequence numbers make sure that no torn entry is seen.
 //! - **Insert and remove** claim the buckets concerned, by one compare-and-swap each, in ascending order and
 //!   with a bounded number of attempts: nobody ever waits for a preempted thread. Who installs a key holds both
 //!   of its buckets, so that a key is never there twice.
@@ -20,8 +21,8 @@
 //!   each packet, and none to unlink when another worker removes the flow. The price, a pass over the
 //!   mark words, is 16 bytes for seven entries, read in order.
 //! - **Eviction**, when both buckets of a key are full, by class: closing, half open, idle; within a class the
-//!   one longest idle. An established TCP flow that had a packet in the last 33 s, or another established
-//!   flow in the last 8 s, is never evicted; a flood of new flows displaces its own kind.
+//!   one longest idle. An established TCP flow that had a packet in the last 31 s, or another established
+//!   flow in the last 7 s, is never evicted; a flood of new flows displaces its own kind.
 //! - **Generations** are stored and handed out; comparing them is the caller's.
 #![deny(unsafe_code)]
 

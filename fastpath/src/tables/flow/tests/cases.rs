@@ -68,6 +68,17 @@ fn batch_is_one_by_one() {
         table.lookup_batch(keys, &hashes, T, &mut out);
         assert_eq!(out, keys.iter().map(|k| get(&table, k, T)).collect::<Vec<_>>());
         assert_eq!(out.iter().flatten().count(), (0..len).filter(|n| n % 5 != 0).count());
+        // Of one family too, and without copies.
+        for v6 in [None, Some(false), Some(true)] {
+            let of = |k: &&FlowKey| v6.is_none_or(|v6| k.src.is_v4() != v6);
+            let keys: Vec<_> = keys.iter().filter(of).copied().collect();
+            let hashes: Vec<_> = keys.iter().map(|k| k.hash(table.seed())).collect();
+            table.lookup_batch(&keys, &hashes, T, &mut out);
+            let mut each = Vec::new();
+            table.lookup_each(&keys, &hashes, T, |n, hit| each.push((n, hit.copied())));
+            assert_eq!(each, out.iter().copied().enumerate().collect::<Vec<_>>());
+            assert_eq!(out, keys.iter().map(|k| get(&table, k, T)).collect::<Vec<_>>());
+        }
     }
 }
 

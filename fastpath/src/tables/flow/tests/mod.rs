@@ -75,6 +75,14 @@ fn put(table: &FlowTable, new: &NewFlow, now: Millis) -> FlowRef {
     }
 }
 
+/// Inserts as a vector of packets does, in stages.
+fn insert_in_stages(table: &FlowTable, new: &NewFlow, now: Millis) -> Inserted {
+    let mut plan = table.plan(&new.original, &new.reply);
+    table.fetch_slots(&mut plan, now);
+    table.fetch_partners(&plan);
+    table.insert_planned(new, Claim::Free, &plan, now)
+}
+
 fn get(table: &FlowTable, key: &FlowKey, now: Millis) -> Option<Hit> {
     table.lookup(key, key.hash(table.seed()), now)
 }

@@ -217,7 +217,13 @@ impl World {
         let exists = self.expected(&keys[0]);
         let conflict = self.find(&keys[1]).map(|(n, _)| self.flows[n].clone());
         let new = new_flow(keys[0], keys[1], self.generation, flags);
-        match self.table.insert(&new, clock) {
+        let in_stages = self.generation % 2 == 0;
+        let inserted = if in_stages {
+            insert_in_stages(&self.table, &new, clock)
+        } else {
+            self.table.insert(&new, clock)
+        };
+        match inserted {
             Inserted::New(at, evicted) => {
                 assert!(exists.is_none());
                 let mut evicted: Vec<_> = evicted.into_iter().flatten().collect();

@@ -43,7 +43,12 @@ fn the_same_flows_inserted_at_once_are_there_once() {
                         // One thread sees the answers first.
                         let new = plain(if thread == 1 { k.reversed() } else { k }, thread, ACK);
                         loop {
-                            match table.insert(&new, T) {
+                            let inserted = if thread == 2 {
+                                insert_in_stages(table, &new, T)
+                            } else {
+                                table.insert(&new, T)
+                            };
+                            match inserted {
                                 Inserted::New(_, evicted) => {
                                     assert_eq!(evicted, [None, None]);
                                     installed.fetch_add(1, Ordering::Relaxed);
