@@ -10,7 +10,7 @@ use fastpath::packet::{PortId, proto};
 use fastpath::snapshot::Snapshot;
 use fastpath::stats::RuleCounters;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
-use fastpath::tables::policy::{Cell, Group, GroupId, Matrix, NodeIndex, PolicyTable, PortFn, Rows, RuleId};
+use fastpath::tables::policy::{Cell, Group, GroupId, Matrix, NodeIndex, PolicyTable, Row, Rows, RuleId};
 use fastpath::tables::service::{Backend, Frontend, Known, ServiceTable, Spread};
 use fastpath::testbed::{PODS, pod, snapshot};
 use fastpath::worker::Worker;
@@ -94,7 +94,8 @@ fn tables(node: u8, load: &Load) -> Snapshot {
         snap.services = Arc::new(services(load.v6));
     }
     if load.features.policy {
-        let allow = Matrix::new(0, Rows::default(), vec![PortFn::constant(Cell::allow(ALLOWED))]);
+        let allow =
+            Matrix::new(Cell::allow(ALLOWED), Row::all(Cell::allow(ALLOWED)), Rows::default(), Vec::new());
         let group = Group { node: NodeIndex::NONE, ingress: None, egress: Some(Arc::new(allow)) };
         snap.policy = PolicyTable { groups: vec![group], ..PolicyTable::default() };
         snap.rule_counters = Arc::new(RuleCounters::new(1, 8));
