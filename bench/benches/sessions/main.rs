@@ -32,7 +32,7 @@ use fastpath::snapshot::Snapshot;
 use fastpath::stats::RuleCounters;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath::tables::policy::{
-    Cell, ClassId, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, PortFn, Rows, RuleId,
+    Cell, ClassId, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, Row, Rows, RuleId,
 };
 use fastpath::tables::service::{Backend, Frontend, Known, ServiceTable, Spread};
 use fastpath::testbed::{PODS, Underlay, from_pod, pod, pod_port, snapshot};
@@ -100,8 +100,9 @@ fn tables(place: Place) -> Snapshot {
         let info = PeerInfo { class: ClassId(1), node: NodeIndex::NONE };
         policy.peers.insert(pod(false, node, n), info);
     }
-    let functions = vec![PortFn::constant(Cell::deny(ISOLATED)), PortFn::constant(Cell::allow(ALLOWED))];
-    let matrix = Arc::new(Matrix::new(0, Rows::from_iter([(ClassId(1), 1)]), functions));
+    let closed = Cell::deny(ISOLATED);
+    let rows = Rows::from_iter([(ClassId(1), Row::all(Cell::allow(ALLOWED)))]);
+    let matrix = Arc::new(Matrix::new(closed, Row::all(closed), rows, Vec::new()));
     let group = Group { node: NodeIndex::NONE, ingress: Some(matrix.clone()), egress: Some(matrix) };
     policy.groups = vec![group];
     snap.policy = policy;

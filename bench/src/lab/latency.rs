@@ -80,7 +80,8 @@ fn ask(topology: &Topology, time: Duration) -> Result<Trips> {
         loop {
             let sent = Instant::now();
             if end.is_none() && sent >= warm_up {
-                (times.clear(), lost = 0);
+                times.clear();
+                lost = 0;
                 end = Some(sent + time);
             }
             if end.is_some_and(|end| sent >= end) {

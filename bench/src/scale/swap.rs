@@ -121,7 +121,7 @@ fn send(frame: &[u8], stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
     cores.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cores).context("pin the generator to core 0")?;
     let mut generator = Generator::new(DEVICES[0].1)?;
-    generator.set_flows(Flows { flows: 64, ports: 64, to_many: false });
+    generator.set_flows(Flows { flows: 64, ports: 64, ..Flows::default() });
     while !stop.load(Relaxed) {
         let start = Instant::now();
         generator.send(frame, BURST)?;
