@@ -371,7 +371,8 @@ impl Attacher {
             PortRole::Uplink => Plan::uplink(&link.kind, generic, workers),
             PortRole::Pod | PortRole::Host => Plan::pod(generic, workers),
         };
-        if self.targets.is_some() && link.kind == LinkKind::Veth && !plan.off.contains(&Offload::Segmentation) {
+        if self.targets.is_some() && link.kind == LinkKind::Veth && !plan.off.contains(&Offload::Segmentation)
+        {
             // With it, what a socket sends overtakes what is redirected: they wait in different queues of the kernel.
             plan.off.push(Offload::Segmentation);
         }

@@ -7,8 +7,8 @@
 //! them; `graph` the nodes without `rx` and `tx`, which are a memory port's here. A pod sends at most 64 frames a pass: four pods make vectors of 256, the uplink alone one of 64. The last
 //! table, in Markdown, has the medians of all cases.
 //!
-//! `FASTPATH_BENCH=full` measures all axes instead of the quick selection; `FASTPATH_BENCH_JSON=FILE` writes the
-//! goals of the design that were measured. A pass that calls the allocator fails the run.
+//! `FASTPATH_BENCH=full` measures all axes instead of the quick selection. The goals of the design are written to
+//! `bench/results/graph.json`. A pass that calls the allocator fails the run.
 #![deny(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot go on says so by panicking")]
 #![allow(

@@ -155,7 +155,8 @@ port = {port}
             encap = lab.encap.key(),
             family = lab.outer.key(),
         );
-        writeln!(text, "\n[workers]\ncores = {:?}\ntransmit = \"{}\"", lab.cores, lab.transmit).expect("writing to memory");
+        writeln!(text, "\n[workers]\ncores = {:?}\ntransmit = \"{}\"", lab.cores, lab.transmit)
+            .expect("writing to memory");
         text.push('\n');
         text.push_str(&lab.more_config);
         text

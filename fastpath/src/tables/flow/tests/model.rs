@@ -217,7 +217,7 @@ impl World {
         let exists = self.expected(&keys[0]);
         let conflict = self.find(&keys[1]).map(|(n, _)| self.flows[n].clone());
         let new = new_flow(keys[0], keys[1], self.generation, flags);
-        let in_stages = self.generation % 2 == 0;
+        let in_stages = self.generation.is_multiple_of(2);
         let inserted = if in_stages {
             insert_in_stages(&self.table, &new, clock)
         } else {
