@@ -28,14 +28,10 @@ const FILL_FLOOR: usize = 64;
 const FILL_GROWTH: usize = 4;
 /// Refills in a row of a calm port before its fill level is halved, while frames are scarce.
 const FILL_CALM: u32 = 64;
-/// Frames that a port on shared memory keeps to copy packets of other memory into, as it meets them:
-/// as many as came at once, from the floor to the ceiling, and none after so many refills without such a packet. The floor is
-/// low for the sake of hundreds of ports that meet one now and then.
-const SPARE_FLOOR: usize = 8;
-const SPARE_CEILING: usize = BATCH;
-const SPARE_REFILLS: u32 = 1 << 10;
-/// The same while frames are scarce.
-const SPARE_REFILLS_SCARCE: u32 = 8;
+/// Frames that a port on shared memory keeps to copy packets of other memory into: as many as came at once, between these
+/// (few, for the sake of hundreds of ports), and none after so many refills without one, or so many while frames are scarce.
+const SPARE: (usize, usize) = (8, BATCH);
+const SPARE_REFILLS: (u32, u32) = (1 << 10, 8);
 /// Shortest frame the kernel can send: an Ethernet header.
 const SHORTEST: usize = 14;
 /// Kicks in a row that may send nothing before the rest is left to the next `tx` or `refill`.
@@ -44,9 +40,8 @@ const STALLED_KICKS: u32 = 4;
 const STALLED_REFILLS: u32 = 1 << 10;
 /// Time between two attempts to send on a device that is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(100);
-/// How long `close` waits for packets in flight: until the kernel has let go of them.
-const CLOSE_POLLS: u32 = 200;
-const CLOSE_PAUSE: Duration = Duration::from_micros(100);
+/// How often, and with which pauses, `close` looks whether the kernel has let go of packets in flight.
+const CLOSE: (u32, Duration) = (200, Duration::from_micros(100));
 
 /// Whether the device can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +126,7 @@ impl XskPort {
             if config.fill_target == 0 { fill_ring } else { config.fill_target as usize }.min(fill_ring);
         let fill_floor = if zero_copy { fill_ring } else { FILL_FLOOR }.min(fill_max).max(1);
         let spare = match &mut source {
-            Source::Shared(_) => Vec::with_capacity(SPARE_CEILING),
+            Source::Shared(_) => Vec::with_capacity(SPARE.1),
             Source::Private(private) => core::mem::take(&mut private.free),
         };
         Ok(Self {
@@ -244,10 +239,8 @@ impl XskPort {
             let short = frame.len() < SHORTEST;
             if short || !self.tx_holder.region().contains(frame) {
                 if !short && copies == 0 {
-                    let region = self.tx_holder.region();
-                    let come = frames.iter().filter(|f| !region.contains(f)).count();
-                    self.spare_target =
-                        come.next_power_of_two().max(self.spare_target).clamp(SPARE_FLOOR, SPARE_CEILING);
+                    let come = frames.iter().filter(|f| !self.tx_holder.region().contains(f)).count();
+                    self.spare_target = come.max(self.spare_target).clamp(SPARE.0, SPARE.1);
                 }
                 if returns == 0 || (!short && copies == 0) {
                     break;
@@ -378,7 +371,7 @@ impl XskPort {
     /// Keeps frames to copy into, for as long as they are used.
     fn keep_spare(&mut self, pool: &mut Pool) {
         self.spare_unused += 1;
-        let most = if self.surplus(pool) == 0 { SPARE_REFILLS_SCARCE } else { SPARE_REFILLS };
+        let most = if self.surplus(pool) == 0 { SPARE_REFILLS.1 } else { SPARE_REFILLS.0 };
         if self.spare_unused > most {
             (self.spare_target, self.spare_unused) = (0, 0);
         }
@@ -562,7 +555,7 @@ impl Port for XskPort {
         // A driver may send a packet from the frame itself (IFF_TX_SKB_NO_LINEAR, as virtio_net does): only the
         // completion says that it is done. On a veth it is a copy, and the wait is over at once.
         let mut sent = false;
-        for _ in 0..CLOSE_POLLS {
+        for _ in 0..CLOSE.0 {
             self.reap(pool);
             if self.link == Link::Up && self.tx_pending {
                 self.kick();
@@ -572,7 +565,7 @@ impl Port for XskPort {
             if sent {
                 break;
             }
-            std::thread::sleep(CLOSE_PAUSE);
+            std::thread::sleep(CLOSE.1);
         }
         let Self { rings, mut rx_holder, mut tx_holder, tx_held, source, spare, returns, .. } = *self;
         // Unmaps the rings and closes the socket. The kernel unbinds it (no packet is received into a frame from then
