@@ -142,6 +142,7 @@ fn paint<B: DrawingBackend>(
     let most =
         chart.bars.iter().map(|b| b.value).fold(chart.line.unwrap_or(0.0), f64::max).max(f64::MIN_POSITIVE);
     let wide = f64::from(i32::try_from(WIDTH)? - LABELS - FIGURES);
+    #[expect(clippy::cast_possible_truncation, reason = "within the picture")]
     let place = |value: f64| LABELS + (value / most * wide) as i32;
     let mut top = 44;
     for bar in &chart.bars {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::command;
 use crate::plot;
@@ -31,6 +31,8 @@ pub(crate) struct Row {
     pub(crate) unit: String,
     /// Medians; none when it was not measured.
     pub(crate) ours: Option<f64>,
+    /// Empty where the goal is an absolute one.
+    #[serde(deserialize_with = "text_or_nothing")]
     pub(crate) peer: String,
     pub(crate) theirs: Option<f64>,
     /// Median of the rounds' ratios of ours to theirs.
@@ -52,6 +54,10 @@ pub(crate) struct Row {
     /// Why it was not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) skipped: Option<String>,
+}
+
+fn text_or_nothing<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 impl Row {

@@ -109,6 +109,7 @@ fn ask(topology: &Topology, time: Duration) -> Result<Trips> {
         ensure!(!times.is_empty(), "no question was answered");
         times.sort_unstable();
         let at = |part: f64| {
+            #[expect(clippy::cast_possible_truncation, reason = "a part of a count")]
             let place = (times.len() as f64 * part) as usize;
             times.get(place.min(times.len() - 1)).map_or(f64::NAN, |t| t.as_secs_f64() * 1e6)
         };
