@@ -308,9 +308,9 @@ section! {
         /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
         "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 500);
         /// How full vectors are sent to veths: "together" in one system call for all devices, through the kernel's
-        /// XDP (Linux 5.18, GRO on in the pod, which is seen to), or device by device by the AF_XDP "sockets". The former
-        /// is three times as fast, but a datagram that a pod leaves unread then takes more than a page of the kernel's
-        /// memory, not charged to the pod: for trusted pods.
+        /// XDP (Linux 5.18, capability SYS_ADMIN, GRO on in the pod, which is seen to), or device by device by the
+        /// AF_XDP "sockets". The former is three times as fast, but a datagram that a pod leaves unread then takes more than a
+        /// page of the kernel's memory, not charged to the pod: for trusted pods.
         "transmit" transmit: Transmit = Transmit::Sockets, OneOf;
         /// How long a system call of a worker polls a device that has nothing, in microseconds (SO_BUSY_POLL); 0
         /// leaves reception to the kernel. For NICs, with `napi_defer_hard_irqs` and `gro_flush_timeout` set on them.

@@ -18,6 +18,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -131,14 +132,35 @@ impl Config {
         self.pods.interfaces.get(&pod.name).or(pod.interface.as_ref()).map(String::as_str)
     }
 
-    /// Cores of `workers.cores` this process may not run on (they do not exist, or its affinity mask lacks them).
+    /// Cores of `workers.cores` this process may not run on (they do not exist, or its cpuset lacks them).
     ///
     /// # Errors
     /// The affinity mask cannot be read.
     pub fn missing_cores(&self) -> Result<Vec<usize>, std::io::Error> {
-        let mask = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
-        Ok(self.workers.cores.iter().copied().filter(|&c| !mask.is_set(c).unwrap_or(false)).collect())
+        let possible = possible_cores()?;
+        Ok(self.workers.cores.iter().copied().filter(|c| !possible.contains(c)).collect())
     }
+}
+
+/// Cores that this process may be pinned to: all of its cpuset's. The mask it inherited lacks those that the kernel keeps
+/// from everybody who does not ask for them (`isolcpus=`), which are there to be asked for.
+///
+/// # Errors
+/// The affinity mask cannot be read or put back.
+pub(crate) fn possible_cores() -> Result<BTreeSet<usize>, std::io::Error> {
+    // This thread's alone, and only for the question.
+    let this = nix::unistd::Pid::from_raw(0);
+    let inherited = nix::sched::sched_getaffinity(this)?;
+    let mut all = nix::sched::CpuSet::new();
+    for core in 0..nix::sched::CpuSet::count() {
+        all.set(core)?;
+    }
+    // The kernel takes what the cpuset has of it.
+    nix::sched::sched_setaffinity(this, &all)?;
+    let possible = nix::sched::sched_getaffinity(this);
+    nix::sched::sched_setaffinity(this, &inherited)?;
+    let possible = possible?;
+    Ok((0..nix::sched::CpuSet::count()).filter(|c| possible.is_set(*c).unwrap_or(false)).collect())
 }
 
 impl Memory {

@@ -147,7 +147,7 @@ fn start(
     let missing = config.missing_cores().context("affinity mask")?;
     anyhow::ensure!(
         missing.is_empty(),
-        "workers.cores: this process may not run on {missing:?} (taskset, cpuset)"
+        "workers.cores: this process may not run on {missing:?} (they do not exist, or its cpuset lacks them)"
     );
     let workers = workers(&config)?;
     let memory = &config.memory;
@@ -263,7 +263,7 @@ fn give_outboxes(engine: &Engine) -> Vec<Sender> {
     for worker in 0..engine.workers() {
         match give(worker) {
             Ok(sender) => senders.push(sender),
-            Err(e) => tracing::info!("worker {worker} sends by its sockets only: {e:#}"),
+            Err(e) => tracing::warn!("workers.transmit: worker {worker} sends by its sockets only: {e:#}"),
         }
     }
     senders

@@ -210,7 +210,7 @@ pub(super) fn cores(facts: &Facts, config: &Config, out: &mut Findings) {
     if !missing.is_empty() {
         return out.error(
             format!("workers.cores: this process may not run on {missing:?}"),
-            "correct workers.cores, or the process's affinity (taskset, cpuset)",
+            "correct workers.cores, or the process's cpuset",
         );
     }
     match facts.cores.len() {

@@ -150,8 +150,7 @@ fn number(path: &str) -> u64 {
 }
 
 pub(crate) fn cores() -> BTreeSet<usize> {
-    let mask = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
-    (0..nix::sched::CpuSet::count()).filter(|c| mask.is_set(*c).unwrap_or(false)).collect()
+    crate::config::possible_cores().unwrap_or_default()
 }
 
 fn drivers(net: &NetView) -> BTreeMap<u32, Driver> {

@@ -57,6 +57,12 @@ impl ReservedPorts {
         Ok(Self { sysctl: sysctl.to_owned(), record, added })
     }
 
+    /// Ranges (first and last) that are reserved by this record.
+    #[must_use]
+    pub fn reserved(&self) -> Vec<(u16, u16)> {
+        self.added.ranges()
+    }
+
     /// Reserves the ports of these ranges (first and last), and those only: what was reserved before by this record is
     /// released.
     ///

@@ -121,7 +121,10 @@ impl Advice {
             frames /= 2;
             cut = true;
         }
-        let mut reason = format!("{} MiB of packet buffers for {workers} worker(s).", bytes(frames) >> 20);
+        let mut reason = format!(
+            "{} MiB of packet buffers for {workers} worker(s); a container's memory limit must hold them and the flow table.",
+            bytes(frames) >> 20
+        );
         if cut {
             reason.push_str(" No more than an eighth of the memory.");
         } else if raised {

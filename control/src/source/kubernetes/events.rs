@@ -62,8 +62,15 @@ impl Reporter {
         let mut said: HashMap<String, Instant> = HashMap::new();
         let mut tokens = Tokens { left: BURST, at: Instant::now() };
         loop {
-            let wrong = problems.borrow_and_update().clone();
-            let events: Vec<(String, String, Value)> = wrong.iter().filter_map(|w| event(w, &node)).collect();
+            let look = |wrong: &[Wrong]| wrong.iter().filter_map(|w| event(w, &node)).collect::<Vec<_>>();
+            let is_new = |name: &String| said.get(name).is_none_or(|again| Instant::now() >= *again);
+            if look(&problems.borrow()).iter().any(|(name, _, _)| is_new(name)) {
+                // Nodes that see the same at once do not all ask for the same at once.
+                let nodes = updates.borrow().model.nodes.len();
+                sleep(spread(nodes, fraction())).await;
+            }
+            // What is well again by now is not told.
+            let events: Vec<(String, String, Value)> = look(&problems.borrow_and_update());
             // What is well again may be wrong anew.
             said.retain(|name, _| events.iter().any(|(n, _, _)| n == name));
             let mut pause = None;
@@ -71,9 +78,6 @@ impl Reporter {
                 if said.get(&name).is_some_and(|again| Instant::now() < *again) {
                     continue;
                 }
-                // Nodes that see the same at once do not all ask for the same at once.
-                let nodes = updates.borrow().model.nodes.len();
-                sleep(spread(nodes, fraction())).await;
                 tokens.take().await;
                 match write(&client, &namespace, &body).await {
                     Ok(new) => {
