@@ -122,8 +122,10 @@ fn bitmap_text<B: DrawingBackend>(
         for (y, row) in (0..).zip(rows) {
             for x in (0..8).filter(|x| row & (1 << x) != 0) {
                 let (x, y) = (left + (n * 8 + x) * scale, top + 2 + y * scale);
-                let dot = Rectangle::new([(x, y), (x + scale - 1, y + scale - 1)], BLACK.filled());
-                area.draw(&dot).map_err(|e| anyhow!("{e}"))?;
+                // By pixels: a rectangle of one is nothing to the backend.
+                for (dx, dy) in (0..scale).flat_map(|dx| (0..scale).map(move |dy| (dx, dy))) {
+                    area.draw_pixel((x + dx, y + dy), &BLACK).map_err(|e| anyhow!("{e}"))?;
+                }
             }
         }
     }

@@ -15,6 +15,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// A change that is nothing to a node gives it no new generation: it has had this long to make one.
 const GRACE: Duration = Duration::from_millis(150);
 
+/// A daemon that has seen a change of the folder has read it by then.
+const SETTLED: Duration = Duration::from_secs(1);
+
 impl Lab {
     /// Writes `objects` to one file of the folder and waits until every daemon acts on them.
     pub(crate) fn apply(&self, file: &str, objects: &[Value]) {
@@ -35,15 +38,17 @@ impl Lab {
     pub(crate) fn change(&self, change: impl FnOnce()) {
         let ours = || self.nodes.iter().filter(|n| n.spec.kind == Kind::Fastpath && n.daemon.is_some());
         let before: Vec<u64> = ours().map(|n| n.cli().status().generation()).collect();
+        let begun = Timestamp::now();
         change();
-        let written = Timestamp::now();
+        let (written, since) = (Timestamp::now(), Instant::now());
         let versions = self.manifests.versions();
         for (node, before) in ours().zip(before) {
             let mut read = None;
             let status = eventually(&format!("{} has the change", node.spec.name), LIMIT, || {
                 let status = node.cli().try_status()?;
-                let seen =
-                    versions.as_ref().map_or_else(|| status.read_since(written), |v| status.has_seen(v));
+                // This thread may have been kept waiting before it took the time, and the daemon been faster.
+                let from = if since.elapsed() < SETTLED { written } else { begun };
+                let seen = versions.as_ref().map_or_else(|| status.read_since(from), |v| status.has_seen(v));
                 if !seen {
                     return None;
                 }
