@@ -234,6 +234,12 @@ impl Lists {
         }
     }
 
+    /// Adds a packet to the list of `rewrite`, where its transform is: needs no context.
+    #[inline]
+    pub fn push_rewrite(&mut self, packet: u16) {
+        self.rewrite.push(packet);
+    }
+
     #[cold]
     fn answer(&mut self, cx: &mut Context<'_>, packet: u16, reason: DropReason, answer: Answer) {
         count_drop(cx.stats, reason);

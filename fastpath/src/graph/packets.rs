@@ -213,13 +213,6 @@ impl Packets {
         }
     }
 
-    /// The flow keys of all packets.
-    #[inline]
-    #[must_use]
-    pub fn keys(&self) -> &[FlowKey] {
-        self.all.key.get(..self.len()).unwrap_or_default()
-    }
-
     /// A packet's metadata.
     #[inline]
     #[must_use]
@@ -264,6 +257,14 @@ impl Packets {
     #[inline]
     pub fn setup_mut(&mut self, i: u16) -> &mut Setup {
         &mut self.all.setup[usize::from(i) & MASK]
+    }
+
+    /// What the lookup of a whole vector needs at once: keys of all packets, their metadata, and, writable, what
+    /// `rewrite` will do.
+    #[inline]
+    pub fn lookup(&mut self) -> (&[FlowKey], &[Meta; VECTOR], &mut [Transform; VECTOR]) {
+        let (len, all) = (self.len(), &mut *self.all);
+        (all.key.get(..len).unwrap_or_default(), &all.meta, &mut all.transform)
     }
 
     /// Bytes, metadata and transform of a packet at once.

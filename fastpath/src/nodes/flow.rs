@@ -20,7 +20,8 @@ use crate::wire::translate;
 pub struct Flow {
     keys: Vec<FlowKey>,
     hashes: Vec<u64>,
-    hits: Vec<Option<Hit>>,
+    /// What is not settled by the lookup alone.
+    rest: Vec<(u16, Option<Hit>)>,
 }
 
 impl Default for Flow {
@@ -28,7 +29,7 @@ impl Default for Flow {
         Self {
             keys: Vec::with_capacity(VECTOR),
             hashes: Vec::with_capacity(VECTOR),
-            hits: Vec::with_capacity(VECTOR),
+            rest: Vec::with_capacity(VECTOR),
         }
     }
 }
@@ -41,26 +42,31 @@ impl Node for Flow {
         self.hashes.extend(input.iter().map(|i| cx.packets.meta(*i).hash));
         // The whole vector in its order, as it is when nothing was dropped on the way, needs no copy of its keys.
         let whole = input.len() == cx.packets.len() && input.iter().zip(0..).all(|(i, n)| *i == n);
-        let keys = if whole {
-            cx.packets.keys()
-        } else {
+        if !whole {
             self.keys.clear();
             self.keys.extend(input.iter().map(|i| *cx.packets.key(*i)));
-            &self.keys
-        };
-        cx.flows.lookup_batch(keys, &self.hashes, cx.now, &mut self.hits);
-        for (&i, hit) in input.iter().zip(&self.hits) {
-            match hit {
-                Some(hit) if is_settled(cx, cx.packets.meta(i), hit) => {
-                    cx.flows.observe(hit, cx.packets.meta(i).tcp_flags, cx.now);
-                    *cx.packets.transform_mut(i) = hit.transform;
-                    lists.push(cx, i, Next::Rewrite);
-                }
-                _ => {
-                    let next = decide(cx, i, hit.as_ref());
-                    lists.push(cx, i, next);
-                }
+        }
+        let generation = cx.snap.generation;
+        let (keys, metas, transforms) = cx.packets.lookup();
+        let keys = if whole { keys } else { &self.keys };
+        let rest = &mut self.rest;
+        rest.clear();
+        let settle = |n: usize, hit: &Hit| {
+            let i = *input.get(n)?;
+            let place = usize::from(i) % VECTOR;
+            let meta = &metas[place];
+            if !is_settled(generation, meta, hit) {
+                return None;
             }
+            transforms[place] = hit.transform;
+            lists.push_rewrite(i);
+            Some(meta.tcp_flags)
+        };
+        let other = |n: usize, hit| rest.extend(input.get(n).map(|i| (*i, hit)));
+        cx.flows.follow_each(keys, &self.hashes, cx.now, settle, other);
+        for (i, hit) in &self.rest {
+            let next = decide(cx, *i, hit.as_ref());
+            lists.push(cx, *i, next);
         }
     }
 
@@ -73,8 +79,8 @@ impl Node for Flow {
 /// Whether the flow that a packet hits says all that is done to it: what nearly every packet meets, and nothing that
 /// [`decide`] would not say too.
 #[inline]
-fn is_settled(cx: &Context<'_>, meta: &Meta, hit: &Hit) -> bool {
-    hit.generation == cx.snap.generation
+fn is_settled(generation: u32, meta: &Meta, hit: &Hit) -> bool {
+    hit.generation == generation
         && hit.transform.bits & Transform::DENY == 0
         && !meta.has(flags::ICMP_ERROR)
         && !opens_another(meta, hit)

@@ -197,6 +197,50 @@ impl FlowTable {
         }
     }
 
+    /// Looks up a batch for packets that mostly just follow their flows: [`FlowTable::lookup_each`] and
+    /// [`FlowTable::observe`] in one.
+    ///
+    /// `follow` is called for every key in turn whose entry was found, with its number; if it answers with the TCP flags
+    /// byte of the packet (0 for other protocols), that packet is observed, and done with. All other keys go to `other`,
+    /// in turn too, with the hit if there is one.
+    #[inline]
+    pub fn follow_each(
+        &self,
+        keys: &[FlowKey],
+        hashes: &[u64],
+        now: Millis,
+        mut follow: impl FnMut(usize, &Hit) -> Option<u8>,
+        mut other: impl FnMut(usize, Option<Hit>),
+    ) {
+        let limits = &self.limits;
+        match family(keys) {
+            Some(true) => self.stages(
+                keys,
+                hashes,
+                |_| true,
+                |n, key, hash, at| {
+                    self.v4.follow(limits, key, hash, now, at, |hit| follow(n, hit), |hit| other(n, hit));
+                },
+            ),
+            Some(false) => self.stages(
+                keys,
+                hashes,
+                |_| false,
+                |n, key, hash, at| {
+                    self.v6.follow(limits, key, hash, now, at, |hit| follow(n, hit), |hit| other(n, hit));
+                },
+            ),
+            None => self.lookup_each(keys, hashes, now, |n, hit| {
+                match hit.and_then(|hit| Some((hit, follow(n, hit)?))) {
+                    Some((hit, flags)) => {
+                        self.observe(hit, flags, now);
+                    }
+                    None => other(n, hit.copied()),
+                }
+            }),
+        }
+    }
+
     /// The stages of a lookup, for groups of keys: while a group is compared, the next one's entries and the tags of
     /// the one after that are on their way. `compare` is called for each key with its number, its hash and the slot.
     #[inline]

@@ -329,7 +329,7 @@ impl Limits {
     /// How old a last-seen time is, in milliseconds, before a packet writes it again.
     #[inline]
     pub(super) fn grain(&self, state: State) -> u32 {
-        (self.of(state) / LAST_SEEN_PART).clamp(1, LAST_SEEN_GRAIN)
+        grain(self.of(state))
     }
 
     /// From which age on entries may have timed out.
@@ -355,6 +355,12 @@ impl Due {
     pub(super) fn is(&self, mark: Mark, now: Tick) -> bool {
         mark.age(now) >= OLD || self.has_passed(mark, now)
     }
+}
+
+/// [`Limits::grain`] of a timeout.
+#[inline]
+pub(super) fn grain(timeout: u32) -> u32 {
+    (timeout / LAST_SEEN_PART).clamp(1, LAST_SEEN_GRAIN)
 }
 
 fn millis(d: Duration) -> u32 {

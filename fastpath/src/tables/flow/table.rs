@@ -4,7 +4,7 @@
 use super::bucket::{Both, Buckets, Claims, LANES, index};
 use super::memory::Array;
 use super::slot::{Entry, Family, Packed, Slot};
-use super::state::{Limits, Mark, State, Tick};
+use super::state::{Limits, Mark, State, Tick, grain};
 use super::types::{FlowRef, FlowState, Hit, Millis, Pair, Transform};
 use crate::packet::FlowKey;
 
@@ -140,6 +140,34 @@ impl<F: Family> Table<F> {
             Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => Some(hit),
             _ => self.find_live(&Ask { key, hash, now, limits }),
         }
+    }
+
+    /// The same for a packet that mostly just follows its flow; see [`super::FlowTable::follow_each`].
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "a stage of a loop, and what is done with its result")]
+    pub(super) fn follow(
+        &self,
+        limits: &Limits,
+        key: &FlowKey,
+        hash: u64,
+        now: Millis,
+        at: u32,
+        follow: impl FnOnce(&Hit) -> Option<u8>,
+        other: impl FnOnce(Option<Hit>),
+    ) {
+        let Some(slot) = self.slot(at) else { return other(None) };
+        if let Some((hit, hot)) = slot.read_hit(slot.head(), &Packed::new(key), at) {
+            let (age, limit) = (now.since(hot.last_seen()), limits.of(hot.state()));
+            if age < limit {
+                let Some(flags) = follow(&hit) else { return other(Some(hit)) };
+                // What nearly every packet finds: a flow seen a moment ago, in a state that it does not change.
+                if age >= grain(limit) || hot.state().step(hit.reply, flags) != hot.state() {
+                    self.observe(&hit, flags, now, limits);
+                }
+                return;
+            }
+        }
+        other(self.find_live(&Ask { key, hash, now, limits }));
     }
 
     /// The same, written in place.

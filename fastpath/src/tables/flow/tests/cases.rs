@@ -1,6 +1,8 @@
 //! Special cases.
 
+use super::threads::Random;
 use super::*;
+use core::cell::RefCell;
 use core::time::Duration;
 
 const T: Millis = Millis(1_000_000);
@@ -78,6 +80,78 @@ fn batch_is_one_by_one() {
             table.lookup_each(&keys, &hashes, T, |n, hit| each.push((n, hit.copied())));
             assert_eq!(each, out.iter().copied().enumerate().collect::<Vec<_>>());
             assert_eq!(out, keys.iter().map(|k| get(&table, k, T)).collect::<Vec<_>>());
+        }
+    }
+}
+
+/// A vector that follows its flows does what lookup and `observe` do packet by packet.
+#[test]
+fn following_is_lookup_and_observe() {
+    for family in [None, Some(false), Some(true)] {
+        let tables = [table(1 << 10, 1 << 10), table(1 << 10, 1 << 10)];
+        let keys: Vec<_> = (0..200)
+            .map(|n| key(family.unwrap_or(n % 3 == 0), [proto::TCP, proto::UDP][usize::from(n % 4 == 0)], n))
+            .collect();
+        for (n, k) in (0..).zip(&keys).filter(|(n, _)| n % 5 != 0) {
+            for table in &tables {
+                put(table, &plain(*k, n, SYN), T);
+            }
+        }
+        let mut random = Random(7);
+        let mut clock = T;
+        for round in 0..200 {
+            clock = clock.after([0, 1, 40, 900, 5000, 21_000][random.below(6) as usize]);
+            let length = random.below(100);
+            let vector: Vec<_> = (0..length)
+                .map(|_| (keys[random.below(200) as usize], random.below(2) == 0))
+                .map(|(k, original)| if original { k } else { k.reversed() })
+                .collect();
+            let flags: Vec<_> = vector
+                .iter()
+                .map(|_| [ACK, ACK, ACK, SYN, FIN | ACK, RST][random.below(6) as usize])
+                .collect();
+            let follows: Vec<_> = vector.iter().map(|_| random.below(8) > 0).collect();
+            let [batch, single] = &tables;
+            let hashes: Vec<_> = vector.iter().map(|k| k.hash(batch.seed())).collect();
+            let (got, others) = (RefCell::new(vec![None; vector.len()]), RefCell::new(vec![]));
+            batch.follow_each(
+                &vector,
+                &hashes,
+                clock,
+                |n, hit| {
+                    got.borrow_mut()[n] = Some((hit.transform, hit.generation, hit.reply, hit.state));
+                    follows[n].then_some(flags[n])
+                },
+                |n, hit| {
+                    others.borrow_mut().push(n);
+                    got.borrow_mut()[n] = hit.map(|h| (h.transform, h.generation, h.reply, h.state));
+                    if let Some(hit) = hit.filter(|_| follows[n]) {
+                        batch.observe(&hit, flags[n], clock);
+                    }
+                },
+            );
+            for (n, k) in vector.iter().enumerate() {
+                let want = get(single, k, clock);
+                let as_got = want.map(|h| (h.transform, h.generation, h.reply, h.state));
+                assert_eq!(got.borrow()[n], as_got, "round {round}, packet {n}");
+                assert!(want.is_some_and(|_| follows[n]) || others.borrow().contains(&n));
+                if let Some(hit) = want.filter(|_| follows[n]) {
+                    single.observe(&hit, flags[n], clock);
+                }
+            }
+            let all = |t: &FlowTable| {
+                let mut all = vec![];
+                t.for_each(clock, |p| all.push((p.original, p.state, p.last_seen)));
+                all.sort_by_key(|(k, ..)| k.hash(1));
+                all
+            };
+            assert_eq!(all(batch), all(single), "round {round}");
+            // Flows that have timed out come back.
+            let new = plain(keys[round % 200], 1, SYN);
+            assert_eq!(
+                matches!(batch.insert(&new, clock), Inserted::New(..)),
+                matches!(single.insert(&new, clock), Inserted::New(..))
+            );
         }
     }
 }
