@@ -138,16 +138,14 @@ impl Daemon {
         problems.extend(self.tables.fill(&self.update.model, &ports, &mut snapshot));
         self.compile_problems = problems;
         // What does not change forwarding makes no flow be decided again.
-        if generation == 0 || snapshot != *self.snapshot {
-            snapshot.generation = generation.wrapping_add(1).max(1);
+        if snapshot.succeed(&self.snapshot) {
             self.snapshot = Arc::new(snapshot);
             self.attacher.engine.publish(Arc::clone(&self.snapshot));
             self.published = Some(Instant::now());
             tracing::debug!(generation = self.snapshot.generation, "published");
-            self.await_workers(Some(self.snapshot.generation));
-        } else {
-            self.await_workers(None);
         }
+        let next = Some(self.snapshot.generation).filter(|g| *g != generation);
+        self.await_workers(next);
         self.kernel_problems.clear();
         self.open_pinhole();
         self.sync_host();

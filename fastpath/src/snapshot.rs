@@ -19,7 +19,8 @@ use crate::wire::vxlan::{OuterRepr, Prepared};
 /// The state of the node's world that workers forward by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Counts up by one per published snapshot; 0 is "nothing published yet".
+    /// Counts up by one with each published snapshot that may decide otherwise ([`Snapshot::succeed`]); 0 is "nothing
+    /// published yet".
     pub generation: u32,
     /// This node.
     pub node: NodeInfo,
@@ -320,6 +321,32 @@ pub enum Unroutable {
 }
 
 impl Snapshot {
+    /// Gives it the generation that it is to be published under after `last`. Returns whether it is to be published at
+    /// all: not when nothing differs.
+    ///
+    /// A generation more has every flow decided again. So what only says by which way frames are handed to a device
+    /// ([`PortInfo::redirect`]) is published under the same generation.
+    pub fn succeed(&mut self, last: &Self) -> bool {
+        self.generation = last.generation;
+        let mut redirects = Vec::with_capacity(self.ports.len());
+        for (at, port) in self.ports.iter_mut().enumerate() {
+            let other = last.ports.get(at).and_then(Option::as_ref).and_then(|p| p.redirect);
+            let own = port.as_mut().and_then(|p| core::mem::replace(&mut p.redirect, other));
+            redirects.push((own, own != other));
+        }
+        let same = last.generation != 0 && *self == *last;
+        let differs = redirects.iter().any(|(_, differs)| *differs);
+        for (port, (redirect, _)) in self.ports.iter_mut().zip(redirects) {
+            if let Some(port) = port {
+                port.redirect = redirect;
+            }
+        }
+        if !same {
+            self.generation = last.generation.wrapping_add(1).max(1);
+        }
+        !same || differs
+    }
+
     /// A port in use.
     #[inline]
     #[must_use]
@@ -423,5 +450,57 @@ impl Snapshot {
             return Some(gateway);
         }
         own.or_else(|| self.local.contains_key(&to).then_some(gateway))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(redirect: Option<u32>, mtu: u16) -> Option<PortInfo> {
+        Some(PortInfo {
+            name: "fp1".into(),
+            role: PortRole::Pod,
+            mac: Mac::default(),
+            peer_mac: None,
+            mtu,
+            addrs: Vec::new(),
+            group: None,
+            queues: vec![0],
+            redirect: redirect.and_then(NonZeroU32::new),
+        })
+    }
+
+    fn after(last: &Snapshot, ports: Vec<Option<PortInfo>>) -> (bool, Snapshot) {
+        let mut snapshot = Snapshot { ports, ..Snapshot::default() };
+        (snapshot.succeed(last), snapshot)
+    }
+
+    #[test]
+    fn a_generation_more_is_for_what_flows_are_decided_by() {
+        let (publish, first) = after(&Snapshot::default(), Vec::new());
+        assert_eq!((publish, first.generation), (true, 1), "the first, though empty");
+        let (publish, last) = after(&first, vec![None, port(None, 1500)]);
+        assert_eq!((publish, last.generation), (true, 2));
+        assert!(!after(&last, last.ports.clone()).0, "nothing differs");
+
+        let (publish, sent) = after(&last, vec![None, port(Some(7), 1500)]);
+        assert_eq!((publish, sent.generation), (true, 2), "another way to the same device");
+        assert_eq!(sent.ports, vec![None, port(Some(7), 1500)]);
+        let (publish, back) = after(&sent, last.ports.clone());
+        assert_eq!((publish, back.generation, &back.ports), (true, 2, &last.ports));
+
+        for ports in [
+            vec![None, port(Some(8), 1400)],
+            vec![port(Some(7), 1500)],
+            vec![port(Some(9), 1500), port(Some(7), 1500)],
+            vec![None, port(Some(7), 1500), None],
+            Vec::new(),
+        ] {
+            let (publish, next) = after(&sent, ports.clone());
+            assert_eq!((publish, next.generation, next.ports), (true, 3, ports));
+        }
+        let wrapped = Snapshot { generation: u32::MAX, ..Snapshot::default() };
+        assert_eq!(after(&wrapped, vec![None]).1.generation, 1, "0 is nothing published yet");
     }
 }

@@ -263,7 +263,8 @@ impl Classes {
         }
     }
 
-    /// Forgets classes without users, if they are many.
+    /// Forgets classes without users, if they are many. No address is in them and no class has their numbers again, so
+    /// their rows say nothing to anybody and stay in the matrices until these are rebuilt for another reason.
     pub(super) fn tidy(&mut self) {
         if self.unused <= SPARE.max((self.live.len() - self.unused) / 2) {
             return;
@@ -277,7 +278,6 @@ impl Classes {
             self.ids.remove(&signature);
             sets.extend(signature.sets.iter().copied());
             for (name, _) in &signature.ports {
-                self.touched_names.insert(*name);
                 if let Some(classes) = self.by_name.get_mut(name) {
                     classes.remove(&id);
                     if classes.is_empty() {
@@ -293,7 +293,6 @@ impl Classes {
                     self.by_set.remove(&set);
                 }
             }
-            self.touched_sets.insert(set);
         }
     }
 
@@ -313,6 +312,12 @@ impl Classes {
     /// Number of classes in use, without [`ClassId::OTHER`].
     pub(super) fn len(&self) -> usize {
         self.live.len() - self.unused
+    }
+
+    /// Number of classes that are not forgotten, in use or not.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.live.len()
     }
 
     /// How many numbers were given out.

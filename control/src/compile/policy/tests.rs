@@ -172,6 +172,48 @@ fn unrelated_changes_rebuild_nothing() {
     assert!(!Arc::ptr_eq(&first, &group(&compiler.update(&model))), "its own policy");
 }
 
+/// Classes that are forgotten change nothing that is in force: a new table would have every flow decided again.
+#[test]
+fn forgotten_classes_rebuild_nothing() {
+    let with_tiers = |count: u8| {
+        let mut model = cluster();
+        let peers: Vec<Value> =
+            (0..count).map(|i| json!({"podSelector": {"matchLabels": {"tier": format!("t{i}")}}})).collect();
+        let rules: Vec<Value> = peers.iter().map(|p| json!({"from": [p]})).collect();
+        let spec = json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": rules,
+            "egress": [{"ports": [{"port": "http"}]}]});
+        policy(&mut model, "shop/tiers", 1, spec);
+        model
+    };
+    let mut model = with_tiers(200);
+    let unrelated = model.clone();
+    for i in 0..200u8 {
+        let tier = format!("t{i}");
+        pod(&mut model, &format!("shop/tier-{i}"), &[("tier", &tier)], "b", &format!("10.0.2.{i}"));
+    }
+    let mut compiler = Compiler::new(Scope::Node("a".into()));
+    let known = compiler.update(&model);
+    assert!(ask(&known, "shop/db", Direction::Ingress, "10.0.2.7", 80).0);
+    let before = compiler.update(&unrelated);
+    let (len, dead) = (compiler.sizes().classes, compiler.classes.known());
+    assert!(dead > len + 100, "{dead} of which {len} in use");
+    compiler.tidy();
+    assert_eq!(compiler.classes.known(), len, "they are forgotten");
+    // A pod that no rule tells of.
+    let mut after = unrelated.clone();
+    pod(&mut after, "shop/other", &[("app", "other")], "b", "10.0.3.1");
+    let after = compiler.update(&after);
+    for (x, y) in before.table.groups.iter().zip(&after.table.groups) {
+        for (x, y) in [(&x.ingress, &y.ingress), (&x.egress, &y.egress)] {
+            assert_eq!(x.as_ref().map(Arc::as_ptr), y.as_ref().map(Arc::as_ptr));
+        }
+    }
+    // And their pods come back as what they were.
+    let again = compiler.update(&model);
+    assert!(ask(&again, "shop/db", Direction::Ingress, "10.0.2.7", 80).0);
+    assert!(!ask(&after, "shop/db", Direction::Ingress, "10.0.2.7", 80).0);
+}
+
 #[test]
 fn endpoints_under_the_same_policies_share_a_group() {
     let mut model = cluster();
