@@ -151,7 +151,10 @@ pub(crate) fn report(options: &Options) -> Result<()> {
     for part in PARTS {
         let file = options.dir.join(format!("{part}.json"));
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
-        match serde_json::from_str::<Vec<Row>>(&text) {
+        // What is no goal's (0) is told where it was measured.
+        let lines = serde_json::from_str::<Vec<serde_json::Value>>(&text);
+        let of_goals = lines.map(|all| all.into_iter().filter(|row| row["goal"] != 0));
+        match of_goals.and_then(|all| all.map(serde_json::from_value::<Row>).collect::<Result<Vec<_>, _>>()) {
             Ok(more) => rows.extend(more),
             Err(error) => eprintln!("{}: left out, it is no list of rows: {error}", file.display()),
         }
