@@ -3,8 +3,8 @@
 //! Nor does it take a lock: `clippy.toml` bans the blocking primitives in this crate.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+#[path = "support/counting.rs"]
+mod counting;
 
 use fastpath::graph::DropReason;
 use fastpath::io::mem::MemPort;
@@ -15,34 +15,6 @@ use fastpath::testbed::{PODS, Underlay, from_pod, pod, pod_port, snapshot};
 use fastpath::wire::tcp;
 use fastpath::wire::testgen::{Spec, refresh_ipv4_checksum};
 use fastpath::worker::Worker;
-
-struct Counting;
-
-static CALLS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call goes to the system allocator unchanged; counting touches no memory it hands out.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's obligations are those of `GlobalAlloc::alloc`, passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: as above; `ptr` came from `System`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: as above; `ptr` came from `System`.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_warm_worker_allocates_nothing() {
@@ -107,9 +79,9 @@ fn a_warm_worker_allocates_nothing() {
         }
         // What was held in the last round is given up in this one.
         time.increment(std::time::Duration::from_secs(2));
-        let before = CALLS.load(Relaxed);
+        let before = counting::calls();
         while worker.pass() {}
-        let during = CALLS.load(Relaxed) - before;
+        let during = counting::calls() - before;
         let mut sent = 0;
         for wire in &wires {
             while let Some(frame) = wire.collect() {

@@ -18,6 +18,7 @@
     reason = "counts of a bench fit"
 )]
 
+#[path = "../../../fastpath/tests/support/counting.rs"]
 mod counting;
 mod goals;
 mod load;

@@ -111,45 +111,15 @@ impl FlowTable {
     /// a miss. Allocates only if `out` has no room for as many entries.
     pub fn lookup_batch(&self, keys: &[FlowKey], hashes: &[u64], now: Millis, out: &mut Vec<Option<Hit>>) {
         debug_assert_eq!(keys.len(), hashes.len());
-        // Every one that has a hash is written below, in its place: entries are large.
         out.resize(keys.len(), None);
         if let Some(rest) = out.get_mut(hashes.len()..) {
             rest.fill(None);
         }
-        let limits = &self.limits;
-        match family(keys) {
-            Some(true) => self.stages(
-                keys,
-                hashes,
-                |_| true,
-                |n, key, hash, at| {
-                    let Some(out) = out.get_mut(n) else { return };
-                    self.v4.finish_in_place(limits, key, hash, now, at, out);
-                },
-            ),
-            Some(false) => self.stages(
-                keys,
-                hashes,
-                |_| false,
-                |n, key, hash, at| {
-                    let Some(out) = out.get_mut(n) else { return };
-                    self.v6.finish_in_place(limits, key, hash, now, at, out);
-                },
-            ),
-            None => self.stages(
-                keys,
-                hashes,
-                |key| key.src.is_v4(),
-                |n, key, hash, at| {
-                    let Some(out) = out.get_mut(n) else { return };
-                    if key.src.is_v4() {
-                        self.v4.finish_in_place(limits, key, hash, now, at, out);
-                    } else {
-                        self.v6.finish_in_place(limits, key, hash, now, at, out);
-                    }
-                },
-            ),
-        }
+        self.lookup_each(keys, hashes, now, |n, hit| {
+            if let Some(out) = out.get_mut(n) {
+                *out = hit.copied();
+            }
+        });
     }
 
     /// Looks up a batch, and calls `each` for every key in turn, with its number and what was found.

@@ -170,33 +170,6 @@ impl<F: Family> Table<F> {
         other(self.find_live(&Ask { key, hash, now, limits }));
     }
 
-    /// The same, written in place.
-    #[inline]
-    pub(super) fn finish_in_place(
-        &self,
-        limits: &Limits,
-        key: &FlowKey,
-        hash: u64,
-        now: Millis,
-        at: u32,
-        out: &mut Option<Hit>,
-    ) {
-        let Some(slot) = self.slot(at) else {
-            *out = None;
-            return;
-        };
-        match slot.read_hit(slot.head(), &Packed::new(key), at) {
-            Some((hit, hot)) if now.since(hot.last_seen()) < limits.of(hot.state()) => *out = Some(hit),
-            _ => self.find_in_place(&Ask { key, hash, now, limits }, out),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn find_in_place(&self, ask: &Ask<'_>, out: &mut Option<Hit>) {
-        *out = self.find_live(ask);
-    }
-
     /// The live entry of a key. An entry past its timeout is removed.
     #[cold]
     #[inline(never)]

@@ -1,4 +1,4 @@
-//! An allocator that counts: what the packet path must not call.
+//! An allocator that counts: what the packet path must not call. For tests and, by its path, for benches.
 #![allow(
     unsafe_code,
     reason = "an allocator is unsafe by its trait; each call goes to the system's unchanged"
@@ -12,7 +12,7 @@ struct Counting;
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
 /// Calls of the allocator so far, of all threads.
-pub(super) fn calls() -> u64 {
+pub(crate) fn calls() -> u64 {
     CALLS.load(Relaxed)
 }
 
