@@ -15,17 +15,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fastpath::graph::{DropReason, NodeId};
-use fastpath::io::mem::{MemHandle, MemPort};
-use fastpath::io::{Frame, Pool};
+use fastpath::io::Frame;
+use fastpath::io::mem::MemHandle;
 use fastpath::packet::{FlowKey, Ip, PortId, proto};
 use fastpath::stats::RuleCounters;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath::tables::policy::{Asked, Direction, GroupId};
 use fastpath::tables::service::Found;
-use fastpath::testbed::{PODS, Underlay, from_pod, pod, pod_port, snapshot};
+use fastpath::testbed::{PODS, Underlay, bench_worker, from_pod, pod, pod_port, snapshot};
 use fastpath::wire::testgen::Spec;
 use fastpath::worker::Worker;
 use fastpath_control::compile::policy::{self, Compiled, Scope};
@@ -309,17 +308,7 @@ impl Rig {
         }
         tables.settings.icmp_rate = 0;
         let flow = FlowConfig { entries_v4: 1024, entries_v6: 1024, timeouts: Timeouts::default(), seed: 7 };
-        let tables = Arc::new(ArcSwap::from_pointee(tables));
-        let mut worker = Worker::alone(Pool::in_memory(4096, 2048), &flow, tables, Clock::new()).unwrap();
-        let wires = (0..=u16::from(PODS))
-            .map(|id| {
-                let (port, wire) = MemPort::new(1024);
-                worker.add_port(PortId(id), 0, Box::new(port));
-                wire
-            })
-            .collect();
-        let mut pool = Pool::in_memory(1024, 2048);
-        let spare = std::iter::from_fn(|| pool.get()).collect();
+        let (worker, wires, spare) = bench_worker(tables, &flow);
         Self { worker, wires, spare }
     }
 

@@ -320,3 +320,23 @@ pub fn settle(a: &mut Bed, b: &mut Bed) -> Vec<(u8, PortId, Vec<u8>)> {
         }
     }
 }
+
+/// A worker alone with a memory port for each of the [`PODS`] and the uplink, and spare frames to send by.
+///
+/// # Panics
+/// When the worker gets no descriptors.
+#[must_use]
+#[expect(clippy::unwrap_used, reason = "for tests and benches")]
+pub fn bench_worker(tables: Snapshot, flow: &FlowConfig) -> (Worker, Vec<MemHandle>, Vec<Frame>) {
+    let tables = Arc::new(ArcSwap::from_pointee(tables));
+    let mut worker = Worker::alone(Pool::in_memory(4096, 2048), flow, tables, quanta::Clock::new()).unwrap();
+    let wires = (0..=u16::from(PODS))
+        .map(|id| {
+            let (port, wire) = MemPort::new(1024);
+            worker.add_port(PortId(id), 0, Box::new(port));
+            wire
+        })
+        .collect();
+    let mut pool = Pool::in_memory(1024, 2048);
+    (worker, wires, std::iter::from_fn(|| pool.get()).collect())
+}

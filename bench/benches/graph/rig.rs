@@ -3,18 +3,16 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use fastpath::io::mem::{MemHandle, MemPort};
-use fastpath::io::{Frame, Pool};
+use fastpath::io::Frame;
+use fastpath::io::mem::MemHandle;
 use fastpath::packet::{PortId, proto};
 use fastpath::snapshot::Snapshot;
 use fastpath::stats::RuleCounters;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath::tables::policy::{Cell, Group, GroupId, Matrix, NodeIndex, PolicyTable, Row, Rows, RuleId};
 use fastpath::tables::service::{Backend, Frontend, Known, ServiceTable, Spread};
-use fastpath::testbed::{PODS, pod, snapshot};
+use fastpath::testbed::{PODS, bench_worker, pod, snapshot};
 use fastpath::worker::Worker;
-use quanta::Clock;
 
 use crate::load::{BACKENDS, Load, SERVICE_PORT, SERVICES, To, vip};
 
@@ -44,17 +42,7 @@ impl Rig {
             (load.flows as usize * 2).max(FRESH_ENTRIES) + if load.new > 0 { FRESH_ENTRIES } else { 0 };
         let (entries_v4, entries_v6) = if load.v6 { (1024, entries) } else { (entries, 1024) };
         let flow = FlowConfig { entries_v4, entries_v6, timeouts: Timeouts::default(), seed: 7 };
-        let tables = Arc::new(ArcSwap::from_pointee(tables(node, load)));
-        let mut worker = Worker::alone(Pool::in_memory(4096, 2048), &flow, tables, Clock::new()).unwrap();
-        let wires = (0..=u16::from(PODS))
-            .map(|id| {
-                let (port, wire) = MemPort::new(1024);
-                worker.add_port(PortId(id), 0, Box::new(port));
-                wire
-            })
-            .collect();
-        let mut pool = Pool::in_memory(1024, 2048);
-        let spare = std::iter::from_fn(|| pool.get()).collect();
+        let (worker, wires, spare) = bench_worker(tables(node, load), &flow);
         Self { worker, wires, spare }
     }
 

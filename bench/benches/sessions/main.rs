@@ -23,11 +23,10 @@ mod results;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use fastpath::graph::NodeId;
-use fastpath::io::mem::{MemHandle, MemPort};
-use fastpath::io::{Frame, Pool};
-use fastpath::packet::{Ip, PortId, proto};
+use fastpath::io::Frame;
+use fastpath::io::mem::MemHandle;
+use fastpath::packet::{Ip, proto};
 use fastpath::snapshot::Snapshot;
 use fastpath::stats::RuleCounters;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
@@ -35,7 +34,7 @@ use fastpath::tables::policy::{
     Cell, ClassId, Group, GroupId, Matrix, NodeIndex, PeerInfo, PolicyTable, Row, Rows, RuleId,
 };
 use fastpath::tables::service::{Backend, Frontend, Known, ServiceTable, Spread};
-use fastpath::testbed::{PODS, Underlay, from_pod, pod, pod_port, snapshot};
+use fastpath::testbed::{PODS, Underlay, bench_worker, from_pod, pod, pod_port, snapshot};
 use fastpath::wire::testgen::Spec;
 use fastpath::worker::Worker;
 use quanta::Clock;
@@ -125,17 +124,7 @@ struct Rig {
 impl Rig {
     fn new(place: Place, entries: usize) -> Self {
         let flow = FlowConfig { entries_v4: entries, entries_v6: 16, timeouts: Timeouts::default(), seed: 7 };
-        let tables = Arc::new(ArcSwap::from_pointee(tables(place)));
-        let mut worker = Worker::alone(Pool::in_memory(4096, 2048), &flow, tables, Clock::new()).unwrap();
-        let wires = (0..=u16::from(PODS))
-            .map(|id| {
-                let (port, wire) = MemPort::new(1024);
-                worker.add_port(PortId(id), 0, Box::new(port));
-                wire
-            })
-            .collect();
-        let mut pool = Pool::in_memory(1024, 2048);
-        let spare = std::iter::from_fn(|| pool.get()).collect();
+        let (worker, wires, spare) = bench_worker(tables(place), &flow);
         let clients = if place == Place::Here { 2 } else { PODS };
         Self { worker, wires, spare, clients, next: 0 }
     }
