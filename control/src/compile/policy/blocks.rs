@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use super::classes::PeerSetId;
+use super::few::Few;
 use crate::model::IpBlock;
 
 /// The prefixes of all blocks in force. The longest one that holds an address says everything of it.
@@ -24,8 +25,8 @@ pub(super) struct Blocks {
     /// The blocks of each peer set.
     of_set: HashMap<PeerSetId, Vec<(BlockId, IpBlock)>>,
     next: BlockId,
-    /// Blocks of one address and nothing excepted, apart from the others: nothing can lie in them. Each time a set has one.
-    hosts: BTreeMap<Ip, Vec<PeerSetId>>,
+    /// Blocks of one address and nothing excepted, apart from the others: nothing can lie in them. Those of a set go all at once.
+    hosts: BTreeMap<Ip, Few<PeerSetId>>,
     /// Addresses that such blocks came to or went from.
     dirty_hosts: Vec<Ip>,
     /// Prefixes that blocks came to or went from since [`Blocks::settle`].
@@ -84,13 +85,11 @@ impl Blocks {
         }
     }
 
-    /// Removes a block of a peer set that [`Blocks::add`] was told of; those that are not of one address all at once.
+    /// Removes a block of a peer set that [`Blocks::add`] was told of. All blocks of a set go together.
     pub(super) fn remove(&mut self, set: PeerSetId, block: &IpBlock) {
         if let Some(ip) = host_of(block) {
             if let Some(sets) = self.hosts.get_mut(&ip) {
-                if let Some(at) = sets.iter().position(|s| *s == set) {
-                    sets.swap_remove(at);
-                }
+                sets.retain(|s| *s != set);
                 if sets.is_empty() {
                     self.hosts.remove(&ip);
                 }
@@ -203,27 +202,23 @@ impl Blocks {
         self.hosts.range(region.addr()..=region.last()).map(|(ip, _)| *ip)
     }
 
-    /// The peer sets that hold an address by a block, sorted.
-    pub(super) fn sets(&self, ip: Ip) -> Vec<PeerSetId> {
-        let around = (!self.edges.is_empty()).then(|| self.longest(ip.is_v4(), ip.bits(), u8::MAX)).flatten();
-        let mut sets = around.map(|(_, e)| e.sets.clone()).unwrap_or_default();
-        if let Some(own) = self.hosts.get(&ip) {
-            sets.extend(own);
+    /// Whether an address has to have an entry of its own, because a block of one address begins or ends here, or because
+    /// it is `known` for other reasons; if so, `sets` is added the peer sets that hold it by a block, sorted.
+    pub(super) fn sets(&self, ip: Ip, known: bool, sets: &mut Vec<PeerSetId>) -> bool {
+        let own = self.hosts.get(&ip);
+        let nested = !self.edges.is_empty();
+        if !known && own.is_none() && !(nested && self.edges.contains_key(&place(Prefix::host(ip)))) {
+            return false;
+        }
+        if nested && let Some((_, around)) = self.longest(ip.is_v4(), ip.bits(), u8::MAX) {
+            sets.extend_from_slice(&around.sets);
+        }
+        if let Some(own) = own {
+            sets.extend_from_slice(own);
             sets.sort_unstable();
             sets.dedup();
         }
-        sets
-    }
-
-    /// Whether there is no block.
-    pub(super) fn is_empty(&self) -> bool {
-        self.edges.is_empty() && self.hosts.is_empty()
-    }
-
-    /// Whether a block of one address begins or ends here.
-    pub(super) fn has_host(&self, ip: Ip) -> bool {
-        self.hosts.contains_key(&ip)
-            || !self.edges.is_empty() && self.edges.contains_key(&place(Prefix::host(ip)))
+        true
     }
 
     /// Every prefix in `region`, shorter ones before those in them.

@@ -1,17 +1,20 @@
 //! Peer sets (the peers of one rule) and peer classes (addresses that are in the same peer sets).
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use fastpath::tables::policy::ClassId;
+use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
+use super::few::Few;
 use super::pods::Pods;
 use super::select::{PodSet, Selections, SetId};
 use crate::model::{IpBlock, Peer, Protocol};
 
-/// One distinct list of peers. Never given out again.
+/// One distinct list of peers. Never given out again while anything knows it; but in the place of a list that goes, one
+/// that comes may have its number: its members changed, which is less than a set and its classes made and forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PeerSetId(u32);
 
@@ -37,34 +40,44 @@ pub(super) struct Interner {
     names: HashMap<(String, Protocol), (NameId, usize)>,
     by_name: HashMap<NameId, (String, Protocol)>,
     next: u32,
-    /// Peer sets that are new since [`Interner::take_changed`].
+    /// Peer sets that are new since [`Interner::take_changed`], or have other members.
     fresh: Vec<PeerSetId>,
+    /// The members that some of them had before.
+    changed: Vec<(PeerSetId, Arc<[Member]>)>,
     /// Those that lost their last user since; they may have another.
-    idle: Vec<PeerSetId>,
+    idle: VecDeque<PeerSetId>,
+    /// Emptied after each use.
+    members: Vec<Member>,
 }
 
 #[derive(Debug)]
 struct Users {
     members: Arc<[Member]>,
     count: usize,
+    /// It is in [`Interner::fresh`].
+    fresh: bool,
 }
 
 impl Interner {
     /// The set of a rule's peers, with one user more; the order they are written in is of no account.
+    ///
+    /// # Errors
+    /// When there is none, with its members, for [`Interner::add`] once the sets that are no longer wanted are released.
     pub(super) fn peer_set(
         &mut self,
         selections: &mut Selections,
         pods: &Pods,
         namespace: &str,
         peers: &[Peer],
-    ) -> PeerSetId {
+    ) -> Result<PeerSetId, Arc<[Member]>> {
         let mut member = |peer: &Peer| match peer {
             Peer::Pods { namespaces, pods: labels } => {
                 Member::Pods(selections.acquire(pods, PodSet::peer(namespace, namespaces, labels)))
             }
             Peer::Block(block) => Member::Block(block.clone()),
         };
-        let mut members: Vec<_> = peers.iter().map(&mut member).collect();
+        let members = &mut self.members;
+        members.extend(peers.iter().map(&mut member));
         members.sort_unstable();
         members.dedup_by(|a, b| {
             let double = a == b;
@@ -73,27 +86,50 @@ impl Interner {
             }
             double
         });
-        if let Some(id) = self.ids.get(&members[..]) {
-            for member in &members {
-                if let Member::Pods(set) = member {
-                    selections.release(*set);
+        let Some(id) = self.ids.get(&members[..]).copied() else { return Err(members.drain(..).collect()) };
+        release_pods(members, selections);
+        members.clear();
+        if let Some(users) = self.sets.get_mut(&id) {
+            users.count += 1;
+        }
+        Ok(id)
+    }
+
+    /// The set of members that [`Interner::peer_set`] gave, with one user more.
+    pub(super) fn add(&mut self, selections: &mut Selections, members: Arc<[Member]>) -> PeerSetId {
+        let place = match self.ids.entry(members) {
+            Entry::Vacant(place) => place,
+            Entry::Occupied(known) => {
+                release_pods(known.key(), selections);
+                if let Some(users) = self.sets.get_mut(known.get()) {
+                    users.count += 1;
                 }
+                return *known.get();
             }
-            if let Some(users) = self.sets.get_mut(id) {
-                users.count += 1;
+        };
+        let members = Arc::clone(place.key());
+        while let Some(id) = self.idle.pop_front() {
+            let Some(users) = self.sets.get_mut(&id).filter(|users| users.count == 0) else { continue };
+            place.insert(id);
+            let before =
+                std::mem::replace(users, Users { members: Arc::clone(&members), count: 1, fresh: true });
+            self.ids.remove(&before.members[..]);
+            unfile(&mut self.of_pods, id, &before.members);
+            file(&mut self.of_pods, id, &members);
+            if before.fresh {
+                // It came and went before anything heard of it.
+                release_pods(&before.members, selections);
+            } else {
+                self.changed.push((id, before.members));
+                self.fresh.push(id);
             }
-            return *id;
+            return id;
         }
         self.next += 1;
         let id = PeerSetId(self.next);
-        for member in &members {
-            if let Member::Pods(set) = member {
-                self.of_pods.entry(*set).or_default().insert(id);
-            }
-        }
-        let members: Arc<[Member]> = members.into();
-        self.ids.insert(Arc::clone(&members), id);
-        self.sets.insert(id, Users { members, count: 1 });
+        place.insert(id);
+        file(&mut self.of_pods, id, &members);
+        self.sets.insert(id, Users { members, count: 1, fresh: true });
         self.fresh.push(id);
         id
     }
@@ -103,7 +139,7 @@ impl Interner {
         if let Some(users) = self.sets.get_mut(&id) {
             users.count = users.count.saturating_sub(1);
             if users.count == 0 {
-                self.idle.push(id);
+                self.idle.push_back(id);
             }
         }
     }
@@ -111,8 +147,8 @@ impl Interner {
     /// Peer sets that came and went since the last call, with their members. Those of the pod sets in the second list
     /// are still to be released.
     pub(super) fn take_changed(&mut self) -> [Vec<(PeerSetId, Arc<[Member]>)>; 2] {
-        let mut gone = Vec::new();
-        let (mut fresh, mut idle) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.idle));
+        let (mut fresh, mut gone) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.changed));
+        let mut idle: Vec<_> = self.idle.drain(..).collect();
         idle.sort_unstable();
         idle.dedup();
         for id in idle {
@@ -120,20 +156,15 @@ impl Interner {
             let members = Arc::clone(&users.members);
             self.sets.remove(&id);
             self.ids.remove(&members[..]);
-            for member in members.iter() {
-                let Member::Pods(set) = member else { continue };
-                if let Some(sets) = self.of_pods.get_mut(set) {
-                    sets.remove(&id);
-                    if sets.is_empty() {
-                        self.of_pods.remove(set);
-                    }
-                }
-            }
+            unfile(&mut self.of_pods, id, &members);
             gone.push((id, members));
         }
-        fresh.retain(|id| self.sets.contains_key(id));
-        let known = |id: PeerSetId| Some((id, Arc::clone(&self.sets.get(&id)?.members)));
-        [fresh.into_iter().filter_map(known).collect(), gone]
+        let mut known = |id: PeerSetId| {
+            let users = self.sets.get_mut(&id)?;
+            users.fresh = false;
+            Some((id, Arc::clone(&users.members)))
+        };
+        [fresh.drain(..).filter_map(&mut known).collect(), gone]
     }
 
     /// The peer sets that the pods of a pod set are in.
@@ -184,6 +215,34 @@ impl Interner {
     }
 }
 
+fn release_pods(members: &[Member], selections: &mut Selections) {
+    for member in members {
+        if let Member::Pods(set) = member {
+            selections.release(*set);
+        }
+    }
+}
+
+fn file(of_pods: &mut HashMap<SetId, BTreeSet<PeerSetId>>, id: PeerSetId, members: &[Member]) {
+    for member in members {
+        if let Member::Pods(set) = member {
+            of_pods.entry(*set).or_default().insert(id);
+        }
+    }
+}
+
+fn unfile(of_pods: &mut HashMap<SetId, BTreeSet<PeerSetId>>, id: PeerSetId, members: &[Member]) {
+    for member in members {
+        let Member::Pods(set) = member else { continue };
+        if let Some(sets) = of_pods.get_mut(set) {
+            sets.remove(&id);
+            if sets.is_empty() {
+                of_pods.remove(set);
+            }
+        }
+    }
+}
+
 /// Port names of a pod that rules use, and the numbers they stand for; sorted.
 pub(super) type Resolution = Vec<(NameId, u16)>;
 
@@ -207,7 +266,7 @@ const SPARE: usize = 64;
 pub(super) struct Classes {
     ids: HashMap<Arc<Signature>, ClassId>,
     live: HashMap<ClassId, (Arc<Signature>, usize)>,
-    by_set: HashMap<PeerSetId, Vec<ClassId>>,
+    by_set: HashMap<PeerSetId, Few<ClassId>>,
     by_name: BTreeMap<NameId, BTreeSet<ClassId>>,
     unused: usize,
     next: u32,
@@ -218,11 +277,11 @@ pub(super) struct Classes {
 
 impl Classes {
     /// The class of a signature, with one user more.
-    pub(super) fn acquire(&mut self, signature: Signature) -> ClassId {
+    pub(super) fn acquire(&mut self, signature: &Signature) -> ClassId {
         if signature.sets.is_empty() && signature.ports.is_empty() {
             return ClassId::OTHER;
         }
-        if let Some(id) = self.ids.get(&signature) {
+        if let Some(id) = self.ids.get(signature) {
             if let Some((_, users)) = self.live.get_mut(id) {
                 self.unused -= usize::from(*users == 0);
                 *users += 1;
@@ -239,7 +298,7 @@ impl Classes {
             self.by_name.entry(*name).or_default().insert(id);
             self.touched_names.insert(*name);
         }
-        let signature = Arc::new(signature);
+        let signature = Arc::new(signature.clone());
         self.ids.insert(signature.clone(), id);
         self.live.insert(id, (signature, 1));
         id
@@ -297,7 +356,7 @@ impl Classes {
     }
 
     pub(super) fn with_set(&self, set: PeerSetId) -> impl Iterator<Item = ClassId> + '_ {
-        self.by_set.get(&set).into_iter().flatten().copied()
+        self.by_set.get(&set).into_iter().flat_map(|classes| classes.iter().copied())
     }
 
     pub(super) fn with_name(&self, name: NameId) -> impl Iterator<Item = ClassId> + '_ {

@@ -8,6 +8,7 @@ use fastpath::tables::policy::{Cell, ClassId, Matrix, PortFn, PortMap, Row, Rows
 use hashbrown::HashMap;
 
 use super::classes::{Classes, NameId, PeerSetId};
+use super::few::Few;
 use crate::model::Protocol;
 
 /// A rule with its peers and port names numbered.
@@ -17,7 +18,7 @@ pub(super) struct CompiledRule {
     /// `None`: every peer.
     pub(super) peers: Option<PeerSetId>,
     /// Empty: every port of every protocol.
-    pub(super) ports: Vec<(Protocol, CompiledPort)>,
+    pub(super) ports: Few<(Protocol, CompiledPort)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -156,7 +157,7 @@ fn port_fn(
             // Nothing after it can matter.
             break;
         }
-        for (protocol, port) in &rule.ports {
+        for (protocol, port) in rule.ports.iter() {
             let [tcp, udp, sctp] = &mut spans;
             let spans = match protocol {
                 Protocol::Tcp => tcp,
