@@ -6,33 +6,27 @@ use fastpath::tables::policy::{ClassId, PeerInfo};
 
 use super::Compiler;
 use super::blocks::is_host;
-use super::classes::{Member, NameId, Resolution, Signature};
+use super::classes::{NameId, Peers, Resolution, Signature};
 use super::pods::{Changes, Slot};
 
 impl Compiler {
     /// Puts every address and block that may differ from before into its class.
     pub(super) fn sync_classes(&mut self, mut changes: Changes) {
         let [fresh, gone] = self.interner.take_changed();
-        for (_, members) in fresh.iter().chain(&gone) {
-            for member in members.iter() {
-                if let Member::Pods(set) = member {
-                    changes.slots.extend(self.selections.members(*set));
-                }
+        for set in fresh.iter().chain(&gone).flat_map(|(_, peers)| peers.pods()) {
+            changes.slots.extend(self.selections.members(set));
+        }
+        for (id, peers) in &gone {
+            peers.pods().for_each(|set| self.selections.release(set));
+            match peers {
+                Peers::Host(ip) => self.blocks.remove_host(*id, *ip),
+                Peers::Members(_) => peers.blocks().for_each(|block| self.blocks.remove(*id, block)),
             }
         }
-        for (id, members) in &gone {
-            for member in members.iter() {
-                match member {
-                    Member::Pods(set) => self.selections.release(*set),
-                    Member::Block(block) => self.blocks.remove(*id, block),
-                }
-            }
-        }
-        for (id, members) in &fresh {
-            for member in members.iter() {
-                if let Member::Block(block) = member {
-                    self.blocks.add(*id, block);
-                }
+        for (id, peers) in &fresh {
+            match peers {
+                Peers::Host(ip) => self.blocks.add_host(*id, *ip),
+                Peers::Members(_) => peers.blocks().for_each(|block| self.blocks.add(*id, block)),
             }
         }
         if !fresh.is_empty() || !gone.is_empty() {
@@ -96,7 +90,9 @@ impl Compiler {
         let mut signature = std::mem::take(&mut self.signature);
         signature.sets.clear();
         signature.ports.clear();
-        if self.blocks.sets(ip, owner.is_some() || node.is_some(), &mut signature.sets) {
+        let (peers, classes) = (&self.table.peers, &self.classes);
+        let painted = || classes.signature(peers.block(ip)).map_or(&[][..], |around| &around.sets[..]);
+        if self.blocks.sets(ip, owner.is_some() || node.is_some(), painted, &mut signature.sets) {
             let class = match owner {
                 Some(slot) if signature.sets.is_empty() && self.egress_names.is_empty() => {
                     self.class_of_pod(slot)

@@ -36,7 +36,7 @@ mod select;
 mod tests;
 
 use blocks::Blocks;
-use classes::{Classes, Interner, Member, NameId, PeerSetId, Signature};
+use classes::{Classes, Interner, NameId, PeerSetId, Peers, Signature};
 use groups::{CachedMatrix, MatrixKey};
 use matrix::{CompiledPort, CompiledRule};
 use pods::{Changes, Pods, Slot};
@@ -188,7 +188,7 @@ impl Compiler {
     pub fn update(&mut self, model: &Model) -> Compiled {
         let given_out = [self.interner.given_out(), self.classes.given_out(), self.selections.given_out()];
         self.rule_ids.begin();
-        if given_out.iter().any(|n| *n > u32::MAX / 2) {
+        if given_out.iter().any(|n| *n > ClassId::MAX.0 / 2) {
             self.begin_anew();
         }
         let before = std::mem::replace(&mut self.seen, model.clone());
@@ -365,7 +365,7 @@ impl Compiler {
         let mut sides = [Side::default(), Side::default()];
         let mut lens = [0, 0];
         // Peers that no rule in force has.
-        let mut missing: Vec<(usize, usize, Arc<[Member]>)> = Vec::new();
+        let mut missing: Vec<(usize, usize, Peers)> = Vec::new();
         for (of, direction) in Direction::BOTH.into_iter().enumerate() {
             let (Some(out), Some(len)) = (sides.get_mut(of), lens.get_mut(of)) else { continue };
             let rules = policy.rules(direction).unwrap_or_default();
@@ -393,7 +393,7 @@ impl Compiler {
                     let (selections, namespace) = (&mut self.selections, &policy.name.namespace);
                     match self.interner.peer_set(selections, &self.pods, namespace, &rule.peers) {
                         Ok(set) => peers = Some(set),
-                        Err(members) => missing.push((of, index, members)),
+                        Err(peers) => missing.push((of, index, peers)),
                     }
                 }
                 let compiled = self.compile_rule(direction, rule, id, peers);
@@ -405,8 +405,8 @@ impl Compiler {
         if let Some(known) = known {
             self.retire(known, lens);
         }
-        for (of, index, members) in missing {
-            let set = self.interner.add(&mut self.selections, members);
+        for (of, index, peers) in missing {
+            let set = self.interner.add(&mut self.selections, peers);
             if let Some(rule) = sides.get_mut(of).and_then(|side| side.rules.get_mut(index)) {
                 rule.peers = Some(set);
             }
