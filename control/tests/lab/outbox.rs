@@ -51,7 +51,9 @@ impl Pairs {
 }
 
 fn outbox(sender: &mut Sender) -> Outbox {
-    Outbox::new(sender.program().unwrap(), sender.memory().as_fd()).unwrap()
+    let mut outbox = Outbox::new(sender.program().unwrap(), sender.memory().as_fd()).unwrap();
+    outbox.set_lanes(3);
+    outbox
 }
 
 /// The n-th packet: bytes that tell it from all others, however long.
@@ -82,7 +84,7 @@ fn packets_arrive_as_they_were_put() {
     let mut number = 0u32;
     for round in 0..24u32 {
         // Full, nearly empty, and between.
-        let count = [Outbox::SLOTS, 1, 2, 63, 64, 65][round as usize % 6];
+        let count = [Outbox::SLOTS, 1, 2, 63, 64, 65, 257][round as usize % 7];
         for n in 0..count {
             number += 1;
             let span = Outbox::LONGEST - 60 + 1;
@@ -90,10 +92,10 @@ fn packets_arrive_as_they_were_put() {
             let bytes = packet(number, len);
             if n % 7 == 6 {
                 // Lost, and nothing else is.
-                assert!(outbox.put(0x7fff_0000, &bytes));
+                assert!(outbox.put(2, 0x7fff_0000, &bytes));
             } else {
                 let to = usize::from(number.is_multiple_of(3));
-                assert!(outbox.put(indexes[to], &bytes));
+                assert!(outbox.put(to as u16, indexes[to], &bytes));
                 want[to].push(bytes);
             }
         }
@@ -123,16 +125,17 @@ fn limits() {
     let mut outbox = outbox(&mut sender);
     assert_eq!(outbox.send().0, 0, "nothing was put");
     let long = packet(1, Outbox::LONGEST + 1);
-    assert!(!outbox.put(1, &long));
-    assert!(!outbox.put(1, &long[..Outbox::SHORTEST - 1]));
+    assert!(!outbox.put(0, 1, &long));
+    assert!(!outbox.put(0, 1, &long[..Outbox::SHORTEST - 1]));
+    assert!(!outbox.put(3, 1, &long[..64]), "no such lane");
     for _ in 0..Outbox::SLOTS {
-        assert!(outbox.put(0x7fff_0000, &long[..Outbox::SHORTEST]));
+        assert!(outbox.put(2, 0x7fff_0000, &long[..Outbox::SHORTEST]));
     }
-    assert!(!outbox.put(1, &long[..64]), "full");
+    assert!(!outbox.put(0, 1, &long[..64]), "full");
     let (sent, result) = outbox.send();
     result.unwrap();
     assert_eq!(sent, Outbox::SLOTS);
-    assert!(outbox.put(1, &long[..64]), "empty again");
+    assert!(outbox.put(0, 1, &long[..64]), "empty again");
 }
 
 /// The program runs at its full speed from the first call on: it is in the kernel's dispatcher.
@@ -143,7 +146,7 @@ fn a_call_waits_for_nothing() {
     let start = Instant::now();
     for _ in 0..100 {
         for _ in 0..64 {
-            assert!(outbox.put(0x7fff_0000, &packet(1, 60)));
+            assert!(outbox.put(0, 0x7fff_0000, &packet(1, 60)));
         }
         outbox.send().1.unwrap();
     }

@@ -2,20 +2,21 @@
 #![forbid(unsafe_code)]
 
 use super::Worker;
-use crate::graph::{DropReason, NodeId, count_drop, record};
+use crate::graph::{DropReason, NodeId, VECTOR, count_drop, record};
+use crate::io::xsk::Outbox;
 use crate::stats::WorkerStats;
 
 /// Tries to place a port's frames in its tx ring before they are dropped.
 const TX_TRIES: usize = 4;
 /// Packets from which one call of the outbox costs less than the ports' sockets: measured, see bench/README.md.
 const OUTBOX_FROM: usize = 24;
-/// Calls of the outbox that may fail in a row before it is given up: this kernel cannot do it.
+/// Calls of the outbox that may fail in a row before it is given up.
 const OUTBOX_FAILURES: u8 = 8;
 
 impl Worker {
     /// Sends what the ports have been given; what does not fit after a few tries is dropped.
     pub(super) fn transmit(&mut self, stats: &WorkerStats) {
-        if self.sending.is_empty() {
+        if self.sending.is_empty() && self.outbox.as_ref().is_none_or(|o| o.queued() == 0) {
             return;
         }
         let start = self.clock.raw();
@@ -43,52 +44,57 @@ impl Worker {
         }
     }
 
-    /// Sends by the outbox what may go that way, if it is enough; returns how many went.
+    /// Puts into the outbox what may go that way, if it is enough, and sends it; returns how many packets that were.
     ///
-    /// The order within a port stays: a port whose socket has packets waiting is left out, and what does not go into
-    /// the outbox goes by the socket after it.
+    /// While vectors are full, up to four of them go in one call: with many ports, the fewer calls the more packets each
+    /// receiver has at once. The order within a port stays: a port whose socket has packets waiting is left out, and
+    /// before a socket sends what does not go into the outbox, the outbox is emptied.
     fn transmit_together(&mut self, stats: &WorkerStats) -> u64 {
         let Some(outbox) = &mut self.outbox else { return 0 };
         let snap = self.snapshots.load();
         let mut together = 0;
         for at in &self.sending {
             let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
-            local.staged = 0;
             local.redirect = snap.port(local.id).and_then(|p| p.redirect).filter(|_| local.port.settled());
             together += if local.redirect.is_some() { local.out.len() } else { 0 };
         }
-        if together < OUTBOX_FROM {
-            return 0;
-        }
-        for at in &self.sending {
-            let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
-            let Some(device) = local.redirect else { continue };
-            local.staged = local.out.iter().take_while(|f| outbox.put(device.get(), f.data())).count();
-        }
-        let (sent, result) = outbox.send();
-        let mut left = sent as usize;
-        for at in &self.sending {
-            let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
-            let gone = core::mem::take(&mut local.staged).min(left);
-            left -= gone;
-            let mut bytes = 0;
-            for frame in local.out.drain(..gone) {
-                bytes += frame.len() as u64;
-                self.pool.put(frame);
+        let mut count = 0;
+        if together >= OUTBOX_FROM || outbox.queued() > 0 {
+            for at in &self.sending {
+                let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
+                let Some(device) = local.redirect else { continue };
+                let fits = local.out.iter().take_while(|f| outbox.put(*at, device.get(), f.data())).count();
+                let mut bytes = 0;
+                for frame in local.out.drain(..fits) {
+                    bytes += frame.len() as u64;
+                    self.pool.put(frame);
+                }
+                local.port.redirected(fits as u64, bytes);
+                count += fits as u64;
             }
-            local.port.redirected(gone as u64, bytes);
         }
+        let ports = &self.ports;
+        let all = self.sending.iter().all(|at| ports.get(usize::from(*at)).is_none_or(|l| l.out.is_empty()));
+        let room = Outbox::SLOTS - outbox.queued();
+        if outbox.queued() == 0 || (self.full && all && !self.sending.is_empty() && room as usize >= VECTOR) {
+            return count;
+        }
+        let queued = outbox.queued();
+        let (sent, result) = outbox.send();
         stats.outbox_calls.add(1);
         stats.outbox_packets.add(u64::from(sent));
         if result.is_ok() {
             self.outbox_failures = 0;
         } else {
             stats.outbox_errors.add(1);
+            for _ in sent..queued {
+                count_drop(stats, DropReason::TxRingFull);
+            }
             self.outbox_failures += 1;
             if self.outbox_failures >= OUTBOX_FAILURES {
                 self.outbox = None;
             }
         }
-        u64::from(sent)
+        count
     }
 }
