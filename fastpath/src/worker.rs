@@ -27,7 +27,6 @@ mod transmit;
 pub use mailbox::PortReport;
 use mailbox::hand_over;
 pub(crate) use mailbox::{Answer, Command, Mailbox, Ticket};
-use receive::touch;
 
 use crate::graph::{Context, DropReason, Event, Graph, Packets, VECTOR, count_drop};
 use crate::io::xsk::Outbox;
@@ -125,6 +124,8 @@ pub struct Worker {
     outbox: Option<Box<Outbox>>,
     /// This pass's vector is full: the next one comes at once.
     full: bool,
+    /// Passes whose packets the outbox holds.
+    held: u8,
     outbox_failures: u8,
     swept: Millis,
     idle_since: Option<u64>,
@@ -190,6 +191,7 @@ impl Worker {
             sending: Vec::new(),
             outbox: None,
             full: false,
+            held: 0,
             outbox_failures: 0,
             swept: Millis(0),
             idle_since: None,
@@ -244,7 +246,12 @@ impl Worker {
     /// Sends full vectors by `outbox` from now on, where a port's [`PortInfo`](crate::snapshot::PortInfo) allows.
     pub fn set_outbox(&mut self, outbox: Box<Outbox>) {
         self.outbox = Some(outbox);
+        self.outbox_failures = 0;
         self.set_lanes();
+        if let Some(stats) = self.stats() {
+            stats.outbox_given_up.store(0, Relaxed);
+            stats.sends_together.store(true, Relaxed);
+        }
     }
 
     /// The worker's counters.
@@ -419,7 +426,6 @@ impl Worker {
             if let Some(local) = self.ports.get_mut(usize::from(at)) {
                 if local.out.is_empty() {
                     self.sending.push(at);
-                    touch(&mut self.touched, local, at);
                 }
                 local.out.push(frame);
             } else {
@@ -457,7 +463,6 @@ impl Worker {
                 Some((at, local)) => {
                     if local.out.is_empty() {
                         self.sending.push(at);
-                        touch(&mut self.touched, local, at);
                     }
                     local.out.push(handoff.frame);
                 }

@@ -1,7 +1,10 @@
 //! The end of a pass: what the graph sends leaves, one kick for a port or, from so many packets on, one call for all.
 #![forbid(unsafe_code)]
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use super::Worker;
+use super::receive::touch;
 use crate::graph::{DropReason, NodeId, VECTOR, count_drop, record};
 use crate::io::xsk::Outbox;
 use crate::stats::WorkerStats;
@@ -10,6 +13,8 @@ use crate::stats::WorkerStats;
 const TX_TRIES: usize = 4;
 /// Packets from which one call of the outbox costs less than the ports' sockets: measured, see bench/README.md.
 const OUTBOX_FROM: usize = 24;
+/// Full vectors that one call of the outbox may hold: those of a flood hold few packets each that go on.
+const OUTBOX_PASSES: u8 = 4;
 /// Calls of the outbox that may fail in a row before it is given up.
 const OUTBOX_FAILURES: u8 = 8;
 
@@ -23,6 +28,11 @@ impl Worker {
         let mut sent = self.transmit_together(stats);
         for at in self.sending.drain(..) {
             let Some(local) = self.ports.get_mut(usize::from(at)) else { continue };
+            if local.out.is_empty() {
+                continue;
+            }
+            // It has frames to give back at the end of the pass.
+            touch(&mut self.touched, local, at);
             for _ in 0..TX_TRIES {
                 if local.out.is_empty() {
                     break;
@@ -46,9 +56,9 @@ impl Worker {
 
     /// Puts into the outbox what may go that way, if it is enough, and sends it; returns how many packets that were.
     ///
-    /// While vectors are full, up to four of them go in one call: with many ports, the fewer calls the more packets each
-    /// receiver has at once. The order within a port stays: a port whose socket has packets waiting is left out, and
-    /// before a socket sends what does not go into the outbox, the outbox is emptied.
+    /// While vectors are full, up to [`OUTBOX_PASSES`] of them go in one call: with many ports, the fewer calls the more
+    /// packets each receiver has at once. The order within a port stays: a port whose socket has packets waiting is left
+    /// out, and before a socket sends what does not go into the outbox, the outbox is emptied.
     fn transmit_together(&mut self, stats: &WorkerStats) -> u64 {
         let Some(outbox) = &mut self.outbox else { return 0 };
         let snap = self.snapshots.load();
@@ -75,25 +85,32 @@ impl Worker {
         }
         let ports = &self.ports;
         let all = self.sending.iter().all(|at| ports.get(usize::from(*at)).is_none_or(|l| l.out.is_empty()));
-        let room = Outbox::SLOTS - outbox.queued();
-        if outbox.queued() == 0 || (self.full && all && !self.sending.is_empty() && room as usize >= VECTOR) {
+        let queued = outbox.queued();
+        if queued == 0 {
             return count;
         }
-        let queued = outbox.queued();
+        let room = Outbox::SLOTS - queued;
+        self.held += 1;
+        if self.full && all && self.held < OUTBOX_PASSES && room as usize >= VECTOR {
+            return count;
+        }
+        self.held = 0;
         let (sent, result) = outbox.send();
         stats.outbox_calls.add(1);
         stats.outbox_packets.add(u64::from(sent));
-        if result.is_ok() {
+        let Err(error) = result else {
             self.outbox_failures = 0;
-        } else {
-            stats.outbox_errors.add(1);
-            for _ in sent..queued {
-                count_drop(stats, DropReason::TxRingFull);
-            }
-            self.outbox_failures += 1;
-            if self.outbox_failures >= OUTBOX_FAILURES {
-                self.outbox = None;
-            }
+            return count;
+        };
+        stats.outbox_errors.add(1);
+        for _ in sent..queued {
+            count_drop(stats, DropReason::TxRingFull);
+        }
+        self.outbox_failures += 1;
+        if self.outbox_failures >= OUTBOX_FAILURES {
+            self.outbox = None;
+            stats.outbox_given_up.store(error.raw_os_error().unwrap_or(libc::EIO), Relaxed);
+            stats.sends_together.store(false, Relaxed);
         }
         count
     }

@@ -20,12 +20,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// `bpf(2)`'s command.
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
-/// Frames the kernel redirects before it flushes to the devices, when many of them are for one device.
+/// Frames the kernel redirects before it flushes to the devices. A call allocates pages for so many, and uses them again
+/// when their receivers are done with them; a veth's ring takes 256.
 const BATCH: u32 = 64;
-/// The same when they are for many: each device's receiver has more of them at once. The kernel's limit.
-const WIDE_BATCH: u32 = 256;
-/// Packets of one device from which it has many: a veth's ring takes 256.
-const MANY: u16 = 96;
 /// Bytes before a packet in its slot: device and length.
 const HEAD: usize = 8;
 
@@ -178,12 +175,11 @@ impl Outbox {
     /// Sends what is queued and forgets it; how many packets were given to their devices, and why not all.
     pub fn send(&mut self) -> (u32, io::Result<()>) {
         let (queued, longest) = (self.queued, self.longest);
-        let most = self.order();
+        self.order();
         self.clear();
-        let batch = if most > MANY { BATCH } else { WIDE_BATCH };
         let mut done = 0;
         while done < queued {
-            let result = self.run(queued - done, longest, batch);
+            let result = self.run(queued - done, longest);
             // Counted by the program, also when a signal ended the call.
             let before = done;
             done = u32::from_ne_bytes(*self.slot::<4>(0)).min(queued);
@@ -197,14 +193,12 @@ impl Outbox {
         (done, Ok(()))
     }
 
-    /// Writes the order to send in; the most packets of one lane.
-    fn order(&mut self) -> u16 {
-        let mut most = 0;
+    /// Writes the order to send in.
+    fn order(&mut self) {
         let mut place = HEAD;
         for at in 0..self.used.len() {
             let number = self.used.get(at).copied().unwrap_or_default();
             let lane = self.lanes.get(usize::from(number)).copied().unwrap_or_default();
-            most = most.max(lane.count);
             let mut next = lane.first;
             for _ in 0..lane.count {
                 if let Some(to) = self.slot::<{ Self::STRIDE }>(0).get_mut(place..place + 2) {
@@ -215,11 +209,10 @@ impl Outbox {
             }
         }
         *self.slot::<4>(0) = [0; 4];
-        most
     }
 
-    /// One call: the program runs `repeat` times, on frames of `length` bytes, `batch` at a time.
-    fn run(&mut self, repeat: u32, length: u32, batch: u32) -> io::Result<()> {
+    /// One call: the program runs `repeat` times, on frames of `length` bytes.
+    fn run(&mut self, repeat: u32, length: u32) -> io::Result<()> {
         let mut attr = TestRun {
             prog_fd: u32::try_from(self.program.as_raw_fd()).unwrap_or(u32::MAX),
             data_size_in: length,
@@ -227,7 +220,7 @@ impl Outbox {
             data_in: self.base.as_ptr().expose_provenance() as u64,
             repeat,
             flags: BPF_F_TEST_XDP_LIVE_FRAMES,
-            batch_size: batch,
+            batch_size: BATCH,
             ..TestRun::default()
         };
         // SAFETY: the kernel reads and writes `attr`, whose size it is told, and reads `length` bytes (at most a
