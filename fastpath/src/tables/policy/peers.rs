@@ -149,10 +149,39 @@ impl PeerTable {
     }
 }
 
-/// Pods of one node differ in the low bits, nodes in those above: the product mixes both into the top bits.
+/// Pods of one node differ in the low bits, nodes in those above, and hosts of an IPv6 network anywhere: the upper half is
+/// mixed before it joins the lower, as equal changes in both would else cancel, and the product mixes into the top bits.
 #[inline]
 fn shard(ip: Ip) -> usize {
-    let [.., a, b, c, d, e, f, g, h] = ip.bytes();
-    let low = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-    usize::from(low.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0])
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip.bytes();
+    let upper = u64::from_be_bytes([a, b, c, d, e, f, g, h]).wrapping_mul(ODD).rotate_left(32);
+    let low = u64::from_be_bytes([i, j, k, l, m, n, o, p]) ^ upper;
+    usize::from(low.wrapping_mul(ODD).to_be_bytes()[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever addresses differ, no shard gets more than a few times its share.
+    #[test]
+    fn shards_share_evenly_whichever_bits_differ() {
+        const COUNT: u128 = 1 << 14;
+        let net = u128::from_be_bytes([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        for shift in 0..=112 {
+            let mut shards = [0; SHARDS];
+            for n in 0..COUNT {
+                shards[shard(Ip::v6((net ^ n << shift).to_be_bytes()))] += 1;
+            }
+            let (most, share) = (shards.iter().max().copied().unwrap(), COUNT / SHARDS as u128);
+            assert!(most <= share * 4, "differing from bit {shift} on: {most} of {share}");
+        }
+        let mut shards = [0; SHARDS];
+        for n in 0..COUNT {
+            let both = n | n << 64;
+            shards[shard(Ip::v6((net ^ both).to_be_bytes()))] += 1;
+        }
+        assert!(shards.iter().all(|n| *n <= COUNT / 64), "both halves change alike: {shards:?}");
+    }
 }
