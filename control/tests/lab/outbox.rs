@@ -214,4 +214,8 @@ fn bursts_between_pods() {
     let before = redirected();
     burst(4);
     assert_eq!(redirected(), before);
+    let status = node.cli().json(&["status"]);
+    let port = status["ports"].as_array().expect("ports").iter().find(|p| p["name"] == "fp-a2");
+    let notes = &port.expect("the pod's port")["notes"];
+    assert!(notes.to_string().contains("full vectors leave by the socket"), "{notes}");
 }
