@@ -1,12 +1,11 @@
 //! The daemon of the node: started for its turn, ended after it.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -51,18 +50,7 @@ impl Daemon {
         );
         std::fs::write(&config, overrides.over(&text)?)?;
         let log = topology.dir.join("daemon.log");
-        let out = File::create(&log)?;
-        // When this process is killed, the daemon goes with it.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "nsenter", &format!("--net={}", topology.node.path()), "--"])
-            .arg(binary)
-            .args(["run", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()
-            .context("setpriv and nsenter of util-linux")?;
+        let child = topology.node.daemon(binary, &config, &log)?;
         let mut daemon = Self { child, pins, state: state.clone() };
         let end = Instant::now() + LIMIT;
         loop {
