@@ -243,6 +243,14 @@ impl Daemon {
         Ok(some.collect::<Vec<_>>().join(", "))
     }
 
+    /// Counters of a port's one queue.
+    fn port(&self, name: &str) -> Result<serde_json::Value> {
+        let all = self.ask(&["show", "ports", "-o", "json"]).context("show ports")?;
+        let ports = all.get("ports").and_then(serde_json::Value::as_array);
+        let port = ports.into_iter().flatten().find(|p| p.get("name").is_some_and(|n| n == name));
+        port.and_then(|p| p.pointer("/queues/0").cloned()).with_context(|| format!("show ports: no {name}"))
+    }
+
     fn ask(&self, words: &[&str]) -> Option<serde_json::Value> {
         let out = Command::new(&self.binary)
             .arg("--state-dir")

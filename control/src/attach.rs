@@ -114,6 +114,12 @@ impl Attached {
         }
     }
 
+    /// Whether it is one end of a veth.
+    #[must_use]
+    pub fn is_veth(&self) -> bool {
+        self.veth
+    }
+
     /// Goes on for another pod, or for one of which something else is known now.
     fn take_on(&mut self, wanted: &Wanted) {
         if self.wanted != *wanted {
