@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 use fastpath::engine::{EngineConfig, Polling, WorkerConfig};
-use fastpath::io::xsk::{self, BusyPoll, OpenConfig, Outbox, Umem, UmemConfig};
+use fastpath::io::xsk::{self, BusyPoll, OpenConfig, Outbox, Umem};
 use fastpath::snapshot::Settings;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath_xdp::outbox::Sender;
@@ -164,21 +164,15 @@ fn start(
     );
     let memory = &config.memory;
     let groups = u32::try_from(workers.len())?;
-    let (umem, frames) = Umem::new(UmemConfig {
-        frames: memory.frames_per_worker.saturating_mul(groups),
-        arena_frames: memory.arena_frames(),
-        groups,
-        frame_size: u16::try_from(memory.frame_size)?,
-        fill_ring: memory.rx_ring,
-        completion_ring: memory.tx_ring,
-        huge_pages: memory.huge_pages,
-    })?;
+    let wanted = memory.umem(groups);
+    let several = wanted.division().0.saturating_mul(groups) > 1;
+    let (umem, frames) = Umem::new(wanted)?;
     if memory.huge_pages && !umem.huge_pages() {
         tracing::warn!(
             "memory.huge_pages: none free (sysctl vm.nr_hugepages); packet buffers are in normal pages"
         );
     }
-    if umem.arenas() == 1 && memory.frames_per_worker.saturating_mul(groups) > memory.arena_frames() {
+    if umem.arenas() == 1 && several {
         tracing::warn!(
             "memory.umem_frames: this process may not make a tap device (/dev/net/tun), so all packet buffers are one \
              UMEM: each pod takes more of the kernel's memory, and more time to attach"

@@ -255,6 +255,10 @@ fn bursts_between_pods() {
     let before = bursts.redirected();
     bursts.arrive(4);
     assert_eq!(bursts.redirected(), before);
+    let status = lab.node("a").cli().json(&["status"]);
+    let port = status["ports"].as_array().expect("ports").iter().find(|p| p["name"] == "fp-a2");
+    let notes = &port.expect("the pod's port")["notes"];
+    assert!(notes.to_string().contains("full vectors leave by the socket"), "{notes}");
 }
 
 /// A pod whose kernel does not take packets off its ring: what does not fit is a drop with a name, to the packet.
