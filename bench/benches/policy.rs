@@ -283,7 +283,8 @@ fn lookup(
         || (0..VECTOR).map(|_| peer(&mut random)).collect::<Vec<_>>(),
         |questions| {
             let start = clock.raw();
-            (spots.clear(), asked.clear());
+            spots.clear();
+            asked.clear();
             spots.extend(questions.iter().map(|(peer, _)| table.fetch(*peer)));
             let step = |((peer, _), spot): (&(Ip, u16), &Spot)| {
                 table.ask_at(group, Direction::Egress, own, *peer, *spot)
