@@ -1,6 +1,7 @@
 //! `flow`: after `source`. Looks the whole vector up in the flow table at once.
 //!
-//! Hit of this generation: `rewrite` applies the entry's transform, or the packet is dropped if the flow's permission
+//! Hit of this generation: common packets are rewritten and encapsulated in the lookup's loop, by the code of those nodes, while
+//! the entry is at hand; of others `rewrite` applies the entry's transform, or the packet is dropped if the flow's permission
 //! was taken away; but a SYN that opens another connection than the flow's is a first packet. Miss, or an entry of an older generation: `service`, `policy`, `snat` and `route` decide. ICMP errors
 //! must quote a known flow; they follow it, and are translated with what they quote (RFC 5508 4.2). Later fragments have
 //! the key of their first one and follow its flow, but never begin one.
@@ -83,6 +84,10 @@ impl Node for Flow {
                 .and_then(|frame| forward(rules, &mut counted, frame.data_mut(), meta, t).then_some(frame));
             if let Some(frame) = forwarded {
                 if t.tunnel == NO_INDEX {
+                    if t.next_hop != NO_INDEX {
+                        // What `neighbor` asks for when the hop is the link itself.
+                        transforms[place].dst = t.dst;
+                    }
                     lists.push_neighbor(i);
                 } else {
                     match wrap(snap, idents, frame, meta) {
