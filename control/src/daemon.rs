@@ -165,6 +165,7 @@ impl Daemon {
         self.cni_synced();
         self.serve_health_ports();
         self.tables.tidy();
+        self.attacher.engine.tidy();
         self.applied.acked(self.attacher.engine.acked());
     }
 

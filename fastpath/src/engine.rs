@@ -126,13 +126,15 @@ impl Engine {
             mailboxes.push(Mailbox::new().map_err(|errno| EngineError::Events { worker, errno })?);
         }
         let clock = quanta::Clock::new();
+        let flows = FlowTable::new(&config.flow);
+        let flows = if count == 1 { flows.for_one_worker() } else { flows };
         let mut engine = Self {
             peers: mailboxes.into(),
             threads: Vec::with_capacity(count),
             stop: Arc::new(AtomicBool::new(false)),
             snapshots: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
             retired: Vec::new(),
-            flows: Arc::new(FlowTable::new(&config.flow)),
+            flows: Arc::new(flows),
             exchange: Arc::new(ArrayQueue::new(frames.len().max(1))),
             events: Arc::new(ArrayQueue::new(EVENTS)),
             next_ticket: AtomicU32::new(0),
@@ -193,11 +195,17 @@ impl Engine {
 
     /// Makes `snapshot` the one that workers read from their next vector on.
     pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
+        self.tidy();
         let old = self.snapshots.swap(snapshot);
         self.retired.push(old);
         for peer in self.peers.iter() {
             peer.ring();
         }
+    }
+
+    /// Frees the snapshots that no worker holds any more: work that no packet waits for, so it is not done by
+    /// [`Engine::publish`] when there is time for it here.
+    pub fn tidy(&mut self) {
         // The one reference left is this one, and stays so: workers take only what is published.
         self.retired.retain(|s| Arc::strong_count(s) > 1);
     }

@@ -28,6 +28,16 @@ pub(crate) struct Trips {
 
 /// Asks for `time`, one question after the other, while `load` million packets a second go between other pods.
 pub(crate) fn measure(topology: &Topology, time: Duration, load: Option<f64>) -> Result<Trips> {
+    measure_after(topology, time, load, Duration::ZERO)
+}
+
+/// The same with a pause before each question.
+pub(crate) fn measure_after(
+    topology: &Topology,
+    time: Duration,
+    load: Option<f64>,
+    pause: Duration,
+) -> Result<Trips> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let answers = scope.spawn(|| answer(topology, &stop));
@@ -37,7 +47,7 @@ pub(crate) fn measure(topology: &Topology, time: Duration, load: Option<f64>) ->
                 move || pace(topology, mega, stop)
             })
         });
-        let asked = ask(topology, time);
+        let asked = ask(topology, time, pause);
         stop.store(true, Relaxed);
         answers.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
         if let Some(traffic) = traffic {
@@ -67,7 +77,7 @@ fn answer(topology: &Topology, stop: &AtomicBool) -> Result<()> {
     })
 }
 
-fn ask(topology: &Topology, time: Duration) -> Result<Trips> {
+fn ask(topology: &Topology, time: Duration, pause: Duration) -> Result<Trips> {
     topology.client.run(|| {
         pin(0)?;
         let socket = UdpSocket::bind((CLIENT, 0))?;
@@ -78,6 +88,9 @@ fn ask(topology: &Topology, time: Duration) -> Result<Trips> {
         let warm_up = Instant::now() + Duration::from_millis(200);
         let mut end = None;
         loop {
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
             let sent = Instant::now();
             if end.is_none() && sent >= warm_up {
                 times.clear();
@@ -129,7 +142,7 @@ pub(crate) fn idle(pid: u32, time: Duration) -> Result<f64> {
 }
 
 /// Time that a daemon's workers have run.
-fn worker_time(pid: u32) -> Result<Duration> {
+pub(crate) fn worker_time(pid: u32) -> Result<Duration> {
     let mut total = None;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();

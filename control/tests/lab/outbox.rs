@@ -96,7 +96,7 @@ fn packets_arrive_as_they_were_put() {
                 assert!(outbox.put(2, 0x7fff_0000, &bytes));
             } else {
                 let to = usize::from(number.is_multiple_of(3));
-                assert!(outbox.put(to as u16, indexes[to], &bytes));
+                assert!(outbox.put(u16::try_from(to).unwrap(), indexes[to], &bytes));
                 want[to].push(bytes);
             }
         }
@@ -255,6 +255,10 @@ fn bursts_between_pods() {
     let before = bursts.redirected();
     bursts.arrive(4);
     assert_eq!(bursts.redirected(), before);
+    let status = lab.node("a").cli().json(&["status"]);
+    let port = status["ports"].as_array().expect("ports").iter().find(|p| p["name"] == "fp-a2");
+    let notes = &port.expect("the pod's port")["notes"];
+    assert!(notes.to_string().contains("full vectors leave by the socket"), "{notes}");
 }
 
 /// A pod whose kernel does not take packets off its ring: what does not fit is a drop with a name, to the packet.
@@ -285,6 +289,7 @@ fn what_a_receiver_does_not_take_has_a_name() {
     assert!(lost() > 256, "{} were lost", lost());
     assert_eq!(bursts.redirected() - before, all);
     let samples = metrics(&lab);
+    #[expect(clippy::cast_possible_truncation, reason = "a count")]
     let count = |name, labels: &[(&str, &str)]| value(&samples, name, labels) as u64;
     assert_eq!(count("fastpath_drops_total", &[("reason", "receiver_full")]), lost());
     let fault = [("device", "fp-a2"), ("fault", "receiver_full")];

@@ -15,6 +15,8 @@ pub const VECTOR: usize = 256;
 pub enum Source {
     /// Itself.
     Keep,
+    /// Its own address, on a port of the reserved range, which no other connection of the node has.
+    Port,
     /// This node's address, on a port of the reserved range: replies come back here.
     Node,
     /// The pods' gateway: a pod that reaches itself through a service must see a stranger.
@@ -99,6 +101,19 @@ impl Default for Packets {
         };
         Self { all: Box::new(all), len: 0 }
     }
+}
+
+/// Parts of all packets, each by number; see [`Packets::lookup`].
+#[derive(Debug)]
+pub struct Lookup<'a> {
+    /// Flow keys of the vector's packets.
+    pub keys: &'a [FlowKey],
+    /// Frames.
+    pub frames: &'a mut [Option<Frame>; VECTOR],
+    /// Metadata.
+    pub meta: &'a mut [Meta; VECTOR],
+    /// What `rewrite` will do.
+    pub transform: &'a mut [Transform; VECTOR],
 }
 
 const MASK: usize = VECTOR - 1;
@@ -259,12 +274,16 @@ impl Packets {
         &mut self.all.setup[usize::from(i) & MASK]
     }
 
-    /// What the lookup of a whole vector needs at once: keys of all packets, their metadata, and, writable, what
-    /// `rewrite` will do.
+    /// What the lookup of a whole vector needs at once.
     #[inline]
-    pub fn lookup(&mut self) -> (&[FlowKey], &[Meta; VECTOR], &mut [Transform; VECTOR]) {
+    pub fn lookup(&mut self) -> Lookup<'_> {
         let (len, all) = (self.len(), &mut *self.all);
-        (all.key.get(..len).unwrap_or_default(), &all.meta, &mut all.transform)
+        Lookup {
+            keys: all.key.get(..len).unwrap_or_default(),
+            frames: &mut all.frames,
+            meta: &mut all.meta,
+            transform: &mut all.transform,
+        }
     }
 
     /// Bytes, metadata and transform of a packet at once.
