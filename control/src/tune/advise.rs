@@ -300,8 +300,8 @@ impl Advice {
 fn rx_ring(machine: &Machine, profile: Option<Profile>, wanted: &Memory) -> (u32, String) {
     let fastest = machine.uplinks.iter().filter_map(|n| n.speed).max();
     let least = match fastest {
-        // A profile that wants short rings knows why.
-        _ if matches!(profile, Some(Profile::Latency | Profile::Small | Profile::Dense)) => 0,
+        // It has few buffers.
+        _ if profile == Some(Profile::Small) => 0,
         Some(25_000..) => 4096,
         Some(10_000..) => 2048,
         _ => 0,
