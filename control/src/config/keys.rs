@@ -303,10 +303,18 @@ section! {
         "cores" cores: Vec<usize> = Vec::new(), Cores;
         /// "adaptive" sleeps when idle, "busy" keeps its core at 100 % for the lowest latency.
         "polling" polling: Polling = Polling::Adaptive, OneOf;
-        /// Adaptive: how long a worker without packets goes on polling before it sleeps, in microseconds.
+        /// Adaptive: how long a worker without packets goes on polling before it sleeps, at least, in microseconds.
         "idle_spin_us" idle_spin: Duration = Duration::from_micros(50), micros(0, 1_000_000);
+        /// Adaptive: the same while packets come in pauses shorter than this, in microseconds: they are then taken up without
+        /// a wake-up, and the worker's core is busy all the time. No effect below `idle_spin_us`.
+        "idle_spin_longest_us" idle_spin_longest: Duration = Duration::from_micros(200), micros(0, 1_000_000);
         /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
         "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 500);
+        /// How long an idle core of a virtual machine looks out for work before it is given back to the hypervisor, in
+        /// microseconds: for all cores of the node, by the kernel's idle governor haltpoll (`guest_halt_poll_ns`), raised at
+        /// start and put back at the end; 0 leaves it as it is. To wake a core given back costs tens of microseconds, and
+        /// most of a round trip between two pods is that. Without that governor (no virtual machine) it does nothing.
+        "halt_poll_us" halt_poll: Duration = Duration::ZERO, micros(0, 10_000);
         /// How full vectors are sent to veths: "together" in one system call for all devices, through the kernel's
         /// XDP (Linux 5.18, capability SYS_ADMIN, GRO on in the pod, which is seen to), or device by device by the
         /// AF_XDP "sockets". The former is three times as fast, but a datagram that a pod leaves unread then takes more than a
