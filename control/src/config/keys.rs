@@ -311,13 +311,21 @@ section! {
         /// Measured, p50: round trips every 5 ms 125 us with adaptive, 76 with busy, one after the other 34 and 28 (ranges overlap);
         /// at full load no gain (0.73 Mpps, 0.56 with overlapping ranges).
         "polling" polling: Polling = Polling::Adaptive, OneOf;
-        /// Adaptive: how long a worker without packets goes on polling before it sleeps, in microseconds.
+        /// Adaptive: how long a worker without packets goes on polling before it sleeps, at least, in microseconds.
         /// Measured, p50 of round trips between pods one after the other: 112 us with 0, 32 with 50, no less with 1000, where a
         /// packet every 5 ms takes 19 % of the core instead of 2. On the pods' own core: 28 us (p99 45) with 0, 23 (127) with 50.
         "idle_spin_us" idle_spin: Duration = Duration::from_micros(50), micros(0, 1_000_000);
+        /// Adaptive: the same while packets come in pauses shorter than this, in microseconds: they are then taken up without
+        /// a wake-up, and the worker's core is busy all the time. No effect below `idle_spin_us`.
+        "idle_spin_longest_us" idle_spin_longest: Duration = Duration::from_micros(200), micros(0, 1_000_000);
         /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
         /// Measured with 250 idle pods: 0.8 % of a core with 10, 0.2 % with 100, 0.05 % with 250, 0.03 % with 500.
         "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 500);
+        /// How long an idle core of a virtual machine looks out for work before it is given back to the hypervisor, in
+        /// microseconds: for all cores of the node, by the kernel's idle governor haltpoll (`guest_halt_poll_ns`), raised at
+        /// start and put back at the end; 0 leaves it as it is. To wake a core given back costs tens of microseconds, and
+        /// most of a round trip between two pods is that. Without that governor (no virtual machine) it does nothing.
+        "halt_poll_us" halt_poll: Duration = Duration::ZERO, micros(0, 10_000);
         /// How full vectors are sent to veths: "together" in one system call for all devices, through the kernel's
         /// XDP (Linux 5.18, capability SYS_ADMIN, GRO on in the pod, which is seen to), or device by device by the
         /// AF_XDP "sockets". The former is three times as fast, but a datagram that a pod leaves unread then takes more than a
@@ -326,8 +334,9 @@ section! {
         "transmit" transmit: Transmit = Transmit::Sockets, OneOf;
         /// How long a system call of a worker polls a device that has nothing, in microseconds (SO_BUSY_POLL); 0
         /// leaves reception to the kernel. For NICs, with `napi_defer_hard_irqs` and `gro_flush_timeout` set on them.
+        /// Measured between veths: no effect on rate or round trips.
         "busy_poll_us" busy_poll: Duration = Duration::ZERO, micros(0, 1_000);
-        /// Packets of a device that one such poll handles (SO_BUSY_POLL_BUDGET).
+        /// Packets of a device that one such poll handles (SO_BUSY_POLL_BUDGET). Measured between veths: no effect.
         "busy_poll_budget" busy_poll_budget: u32 = 64, int(8, 1024);
     }
 }
