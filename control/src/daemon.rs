@@ -31,6 +31,7 @@ mod endpoints;
 mod enforced;
 #[cfg(test)]
 mod fixtures;
+mod halt_poll;
 mod health;
 mod health_ports;
 mod heartbeat;
@@ -72,6 +73,8 @@ struct Daemon {
     host: Option<HostPair>,
     /// Ports kept from the kernel.
     reserved: reserve::Reserved,
+    /// How long idle cores look out for work.
+    halt_poll: halt_poll::HaltPoll,
     /// What the source says.
     source: Arc<Update>,
     /// What the CNI plugin made here.

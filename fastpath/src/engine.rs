@@ -402,7 +402,11 @@ mod tests {
 
     /// An engine whose idle workers sleep until they are woken.
     fn sleeper(workers: usize) -> Engine {
-        let polling = Polling::Adaptive { spin: Duration::ZERO, sleep: Duration::from_secs(3600) };
+        let polling = Polling::Adaptive {
+            spin: Duration::ZERO,
+            spin_longest: Duration::ZERO,
+            sleep: Duration::from_secs(3600),
+        };
         let config = EngineConfig {
             workers: vec![WorkerConfig { core: None, polling }; workers],
             flow: FlowConfig { entries_v4: 64, entries_v6: 64, timeouts: Timeouts::default(), seed: 1 },

@@ -5,7 +5,7 @@
 //! | `mailbox` | commands, answers, packets from other workers, the bell |
 //! | `receive` | which ports are asked, in what turn; refilling them |
 //! | `transmit` | sockets, or the outbox for full vectors |
-//! | `idle` | spinning and sleeping |
+//! | `idle` | spinning, for as long as it pays, and sleeping |
 #![forbid(unsafe_code)]
 
 use core::num::NonZeroU32;
@@ -27,6 +27,7 @@ mod transmit;
 pub use mailbox::PortReport;
 use mailbox::hand_over;
 pub(crate) use mailbox::{Answer, Command, Mailbox, Ticket};
+use receive::REFILLED;
 
 use crate::graph::{Context, DropReason, Event, Graph, Packets, VECTOR, count_drop};
 use crate::io::xsk::Outbox;
@@ -38,6 +39,8 @@ use crate::tables::flow::{FlowConfig, FlowTable, Millis};
 
 /// Longest time for which the ports that were quiet are not asked while others have packets.
 const SCAN_LATEST: Duration = Duration::from_millis(1);
+/// A port is asked on every pass for at least this long after a packet: an answer, or the next question, often comes by then.
+const QUIET_AFTER: Duration = Duration::from_micros(200);
 /// Fewest flow-table buckets swept in one pass of the loop.
 const SWEEP_BUCKETS: usize = 64;
 /// A worker sees all buckets of its share in this time, well before a coarse deadline could wrap (128 s).
@@ -59,10 +62,12 @@ impl core::fmt::Debug for Worker {
 pub enum Polling {
     /// Asks the rings without end: lowest latency, one core always busy.
     Busy,
-    /// Asks for `spin` without a packet, then waits in the kernel, at most `sleep` at a time.
+    /// Asks for a while without a packet, then waits in the kernel, at most `sleep` at a time.
     Adaptive {
-        /// How long to ask before waiting.
+        /// How long to ask before waiting, at least.
         spin: Duration,
+        /// The same while packets come in pauses shorter than this; no less than `spin`.
+        spin_longest: Duration,
         /// Longest wait: timeouts and the heartbeat go on.
         sleep: Duration,
     },
@@ -76,6 +81,8 @@ struct LocalPort {
     out: Vec<Frame>,
     /// Passes in a row without a packet, while it is active.
     quiet: u8,
+    /// When it was last known to have packets, by the clock's raw ticks.
+    heard: u64,
     /// Asked on every pass.
     active: bool,
     /// Gave a full burst when it was asked last.
@@ -96,6 +103,7 @@ pub struct Worker {
     events: Arc<ArrayQueue<Event>>,
     snapshots: arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     polling: Polling,
+    spin: idle::Spin,
     clock: quanta::Clock,
     epoch: quanta::Instant,
     epoll: OwnedFd,
@@ -115,6 +123,8 @@ pub struct Worker {
     scan_ticks: u64,
     /// Raw ticks after which they are asked at the latest: [`SCAN_LATEST`].
     scan_latest: u64,
+    /// Raw ticks of [`QUIET_AFTER`].
+    quiet_after: u64,
     scan_from: usize,
     /// Places in `ports` of those to refill at the end of the pass, and whose turn it is without a reason.
     touched: Vec<u16>,
@@ -160,6 +170,8 @@ impl Worker {
     pub(crate) fn new(setup: Setup) -> Result<Self, Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let scan_latest = raw_ticks(&setup.clock, SCAN_LATEST);
+        let quiet_after = raw_ticks(&setup.clock, QUIET_AFTER);
+        let spin = idle::Spin::new(setup.polling, &setup.clock);
         if let Some(mailbox) = setup.peers.get(usize::from(setup.number)) {
             epoll::add(&epoll, &mailbox.event, epoll::EventData::new_u64(EVENT), epoll::EventFlags::IN)?;
         }
@@ -172,6 +184,7 @@ impl Worker {
             events: setup.events,
             snapshots: arc_swap::Cache::new(setup.snapshots),
             polling: setup.polling,
+            spin,
             clock: setup.clock,
             epoch: setup.epoch,
             epoll,
@@ -185,6 +198,7 @@ impl Worker {
             scanned: 0,
             scan_ticks: 0,
             scan_latest,
+            quiet_after,
             scan_from: 0,
             touched: Vec::new(),
             refill_from: 0,
@@ -235,6 +249,7 @@ impl Worker {
             port,
             out: Vec::with_capacity(2 * VECTOR),
             quiet: 0,
+            heard: 0,
             active: false,
             more: false,
             touched: false,
@@ -302,7 +317,7 @@ impl Worker {
         busy |= self.forward(mailbox, now);
         busy |= self.adopt(mailbox);
         self.transmit(&mailbox.stats);
-        busy |= self.refill(!busy);
+        busy |= self.refill(REFILLED);
         self.sweep(&mailbox.stats, now);
         mailbox.stats.frames_free.store(self.pool.available() as u64, Relaxed);
         busy

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -18,6 +18,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// As in `configs/profiles/throughput.toml`: full vectors leave in one call. The default sends by each port's socket.
 pub(crate) const TOGETHER: &str = "transmit = \"together\"\n";
 
+/// The profile `latency` as keys of `[workers]`, and sections behind them.
+pub(crate) fn latency() -> Result<&'static str> {
+    let text = include_str!("../../../configs/profiles/latency.toml");
+    let (_, keys) = text.split_once("[workers]\n").context("the profile has no section workers")?;
+    Ok(keys)
+}
+
 /// A running daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -27,7 +34,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it, with these keys of `[workers]` too, and waits until all pods are attached.
+    /// Starts it, with these keys of `[workers]` too (sections may follow them), and waits until all pods are attached.
     pub(crate) fn start(topology: &Topology, binary: &Path, workers: &str) -> Result<Self> {
         Self::start_with(topology, binary, workers, &Overrides::default())
     }

@@ -14,6 +14,54 @@ const PORT: u16 = 7000;
 /// Longest wait for an answer: a lost packet, which other traffic causes.
 const LOST: Duration = Duration::from_millis(200);
 
+/// Most time that a measurement takes for the sake of enough round trips, in multiples of what was asked for.
+const LONGEST: u32 = 4;
+
+/// In which way questions are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    /// One after the other, both pods on core 0.
+    Alone,
+    /// The same beside other traffic.
+    Loaded,
+    /// A pause before each question, both pods on core 0: everybody sleeps meanwhile.
+    Paused,
+    /// One after the other, the pod that answers on core 1.
+    Apart,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 4] = [Self::Alone, Self::Loaded, Self::Paused, Self::Apart];
+
+    /// For reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "no other traffic",
+            Self::Loaded => "half load",
+            Self::Paused => "after a pause",
+            Self::Apart => "pods on cores 0 and 1",
+        }
+    }
+
+    /// Core of the pod that answers; the one that asks is on core 0.
+    fn server_core(self) -> usize {
+        usize::from(self == Self::Apart)
+    }
+}
+
+/// How one measurement is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asking {
+    pub(crate) way: Way,
+    /// At least so long, and at least so many round trips unless they take too long.
+    pub(crate) time: Duration,
+    pub(crate) trips: usize,
+    /// Million packets a second that go between other pods, where the way has other traffic.
+    pub(crate) load: f64,
+    /// Before each question, where the way has pauses.
+    pub(crate) pause: Duration,
+}
+
 /// Times of round trips, in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trips {
@@ -26,28 +74,19 @@ pub(crate) struct Trips {
     pub(crate) lost: f64,
 }
 
-/// Asks for `time`, one question after the other, while `load` million packets a second go between other pods.
-pub(crate) fn measure(topology: &Topology, time: Duration, load: Option<f64>) -> Result<Trips> {
-    measure_after(topology, time, load, Duration::ZERO)
-}
-
-/// The same with a pause before each question.
-pub(crate) fn measure_after(
-    topology: &Topology,
-    time: Duration,
-    load: Option<f64>,
-    pause: Duration,
-) -> Result<Trips> {
+/// Asks, and has the other pod answer.
+pub(crate) fn measure(topology: &Topology, asking: Asking) -> Result<Trips> {
     let stop = AtomicBool::new(false);
+    let load = (asking.way == Way::Loaded).then_some(asking.load);
     std::thread::scope(|scope| {
-        let answers = scope.spawn(|| answer(topology, &stop));
+        let answers = scope.spawn(|| answer(topology, asking.way.server_core(), &stop));
         let traffic = load.map(|mega| {
             scope.spawn({
                 let stop = &stop;
                 move || pace(topology, mega, stop)
             })
         });
-        let asked = ask(topology, time, pause);
+        let asked = ask(topology, asking);
         stop.store(true, Relaxed);
         answers.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
         if let Some(traffic) = traffic {
@@ -61,9 +100,9 @@ pub(crate) fn measure_after(
     })
 }
 
-fn answer(topology: &Topology, stop: &AtomicBool) -> Result<()> {
+fn answer(topology: &Topology, core: usize, stop: &AtomicBool) -> Result<()> {
     topology.server.run(|| {
-        pin(0)?;
+        pin(core)?;
         let socket = UdpSocket::bind((SERVER, PORT))?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let mut bytes = [0; 64];
@@ -77,7 +116,7 @@ fn answer(topology: &Topology, stop: &AtomicBool) -> Result<()> {
     })
 }
 
-fn ask(topology: &Topology, time: Duration, pause: Duration) -> Result<Trips> {
+fn ask(topology: &Topology, asking: Asking) -> Result<Trips> {
     topology.client.run(|| {
         pin(0)?;
         let socket = UdpSocket::bind((CLIENT, 0))?;
@@ -86,19 +125,25 @@ fn ask(topology: &Topology, time: Duration, pause: Duration) -> Result<Trips> {
         let mut times: Vec<Duration> = Vec::with_capacity(1 << 20);
         let (mut number, mut lost) = (0u64, 0u64);
         let warm_up = Instant::now() + Duration::from_millis(200);
-        let mut end = None;
+        let mut start: Option<Instant> = None;
         loop {
-            if !pause.is_zero() {
-                std::thread::sleep(pause);
+            if asking.way == Way::Paused {
+                std::thread::sleep(asking.pause);
             }
             let sent = Instant::now();
-            if end.is_none() && sent >= warm_up {
-                times.clear();
-                lost = 0;
-                end = Some(sent + time);
-            }
-            if end.is_some_and(|end| sent >= end) {
-                break;
+            match start {
+                None if sent >= warm_up => {
+                    times.clear();
+                    lost = 0;
+                    start = Some(sent);
+                }
+                Some(start) => {
+                    let ran = sent - start;
+                    if ran >= asking.time && (times.len() >= asking.trips || ran >= asking.time * LONGEST) {
+                        break;
+                    }
+                }
+                None => {}
             }
             number += 1;
             // Not sent while its queue is full, and then not answered.
@@ -119,6 +164,7 @@ fn ask(topology: &Topology, time: Duration, pause: Duration) -> Result<Trips> {
                 }
             }
         }
+        let took = start.map_or(asking.time, |start| start.elapsed()).as_secs_f64();
         ensure!(!times.is_empty(), "no question was answered");
         times.sort_unstable();
         let at = |part: f64| {
@@ -128,7 +174,7 @@ fn ask(topology: &Topology, time: Duration, pause: Duration) -> Result<Trips> {
         };
         let count = times.len() as f64;
         let lost = lost as f64 / (count + lost as f64) * 1e6;
-        Ok(Trips { p50: at(0.5), p99: at(0.99), p999: at(0.999), rate: count / time.as_secs_f64(), lost })
+        Ok(Trips { p50: at(0.5), p99: at(0.99), p999: at(0.999), rate: count / took, lost })
     })
 }
 

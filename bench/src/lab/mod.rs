@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::results;
-use latency::Trips;
+use latency::{Asking, Trips, Way};
 pub(crate) use netns::clean;
 use peers::{Peer, Running};
 use topology::{MOST_PODS, Topology};
@@ -46,6 +46,12 @@ pub(crate) struct Options {
     /// Only traffic whose name has this in it.
     #[arg(long)]
     traffic: Option<String>,
+    /// Fewest round trips of a measurement, unless they take more than four times as long as it should.
+    #[arg(long, default_value_t = 10_000)]
+    round_trips: usize,
+    /// Microseconds before each question, of round trips with pauses.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pause_us: u64,
     /// Leave out the part with one pod, the one about latency, the one with 250 pods.
     #[arg(long, value_delimiter = ',')]
     without: Vec<Part>,
@@ -88,8 +94,8 @@ const SPREADS: [Workload; 7] = [
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     runs: BTreeMap<(Peer, Workload), Vec<Run>>,
-    /// Of each peer, without and with other traffic.
-    trips: BTreeMap<(Peer, bool), Vec<Trips>>,
+    /// Of each peer, in each way.
+    trips: BTreeMap<(Peer, Way), Vec<Trips>>,
     /// Per cent of a core, with 250 idle pods.
     idle: Vec<f64>,
     skipped: BTreeMap<Peer, String>,
@@ -205,22 +211,32 @@ impl Lab<'_> {
         Ok(())
     }
 
-    /// Round trips, with and without other traffic: half of what the kernel with rules forwards at most.
+    /// Round trips in each way; other traffic is half of what the kernel forwards at most.
     fn latency(&self, topology: &Topology, all: &mut Measured) -> Result<()> {
         let most = all.runs.get(&(Peer::Kernel, Workload::SMALL));
         let load =
             most.and_then(|runs| results::median(runs.iter().map(|r| r.delivered))).unwrap_or(0.8) / 2.0;
         for round in 1..=self.options.rounds {
-            for peer in [Peer::Fastpath, Peer::Kernel, Peer::KernelRules(50)] {
+            for peer in Peer::ASKED {
                 if !self.wants(peer) {
                     continue;
                 }
                 let _running = peer.start(topology, &self.daemon)?;
-                for loaded in [false, true] {
-                    let trips = latency::measure(topology, self.time * 2, loaded.then_some(load))?;
+                let ways = Way::ALL
+                    .into_iter()
+                    .filter(|way| self.options.traffic.as_ref().is_none_or(|part| way.name().contains(part)));
+                for way in ways {
+                    let asking = Asking {
+                        way,
+                        time: self.time * 2,
+                        trips: self.options.round_trips,
+                        load,
+                        pause: Duration::from_micros(self.options.pause_us),
+                    };
+                    let trips = latency::measure(topology, asking)?;
                     println!(
                         "round {round}: round trips, {}: {}: p50 {:.1} p99 {:.1} p99.9 {:.1} µs, {:.0}/s, {:.0} of a million lost",
-                        if loaded { "half load" } else { "no other traffic" },
+                        way.name(),
                         peer.name(),
                         trips.p50,
                         trips.p99,
@@ -228,7 +244,7 @@ impl Lab<'_> {
                         trips.rate,
                         trips.lost
                     );
-                    all.trips.entry((peer, loaded)).or_default().push(trips);
+                    all.trips.entry((peer, way)).or_default().push(trips);
                 }
             }
         }

@@ -111,9 +111,9 @@ impl Drop for NetNs {
 /// Removes namespaces, folders and pins of runs whose process is gone.
 pub(crate) fn clean() {
     let abandoned = |name: &str| {
-        name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()).is_some_and(|pid| {
-            pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()
-        })
+        name.strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next())
+            .is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
     };
     for dir in ["/run/netns", "/tmp", "/sys/fs/bpf"] {
         let Ok(entries) = std::fs::read_dir(dir) else { continue };

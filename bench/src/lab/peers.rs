@@ -21,6 +21,8 @@ pub(crate) enum Peer {
     Fastpath,
     /// The same, sending by its sockets only.
     FastpathSockets,
+    /// The daemon with the profile `latency`.
+    FastpathLatency,
     /// The kernel's routing, where packets arrive: on the generator's core.
     Kernel,
     /// The kernel's routing, with receive packet steering to core 1.
@@ -64,11 +66,21 @@ impl Peer {
         Self::FastpathSockets,
     ];
 
+    /// Those that round trips go through.
+    pub(crate) const ASKED: [Self; 5] =
+        [Self::Fastpath, Self::FastpathLatency, Self::Kernel, Self::KernelSteered, Self::KernelRules(50)];
+
+    /// Whether it is the daemon, however configured.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Fastpath | Self::FastpathSockets | Self::FastpathLatency)
+    }
+
     /// For reports.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Fastpath => "fastpath".to_owned(),
             Self::FastpathSockets => "fastpath, sockets only".to_owned(),
+            Self::FastpathLatency => "fastpath, profile latency".to_owned(),
             Self::Kernel => "kernel".to_owned(),
             Self::KernelSteered => "kernel, steered to core 1".to_owned(),
             Self::KernelRules(n) => format!("kernel, conntrack, {n} nft rules"),
@@ -86,6 +98,7 @@ impl Peer {
         match self {
             Self::Fastpath => true,
             Self::FastpathSockets => workload == Workload::SMALL,
+            Self::FastpathLatency => false,
             Self::Kernel => matches!(workload, Pods(_) | Imix | Sockets | Vxlan),
             Self::KernelSteered => workload == Workload::SMALL || workload == Vxlan,
             Self::KernelRules(50) => matches!(workload, Pods(_) | Imix | Vxlan | Sockets),
@@ -111,6 +124,9 @@ impl Peer {
             Self::Fastpath => Running::Fastpath(Daemon::start(topology, daemon, super::daemon::TOGETHER)?),
             Self::FastpathSockets => {
                 Running::Fastpath(Daemon::start(topology, daemon, "transmit = \"sockets\"\n")?)
+            }
+            Self::FastpathLatency => {
+                Running::Fastpath(Daemon::start(topology, daemon, super::daemon::latency()?)?)
             }
             Self::Testpmd => Running::Processes(testpmd::start(topology)?),
             Self::Ovs => Running::Processes(ovs::start(topology, false)?),

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::latency::Trips;
+use super::latency::{Trips, Way};
 use super::peers::Peer;
 use super::topology::MOST_PODS;
 use super::traffic::{Run, Workload};
@@ -34,10 +34,12 @@ pub(super) fn of(all: &Measured) -> Vec<Row> {
     }
     let many = Workload::Spread(MOST_PODS);
     rows.extend(rate(all, (Peer::Fastpath, many), (Peer::KernelRules(50), many), (8, 1.0)));
-    for peer in [Peer::Kernel, Peer::KernelRules(50)] {
-        for loaded in [false, true] {
-            rows.extend(trips(all, peer, loaded, "p50", 1.2, |t| t.p50));
-            rows.extend(trips(all, peer, loaded, "p99.9", 2.0, |t| t.p999));
+    for us in [Peer::Fastpath, Peer::FastpathLatency] {
+        for peer in Peer::ASKED.into_iter().filter(|peer| !peer.is_ours()) {
+            for way in Way::ALL {
+                rows.extend(trips(all, (us, peer), way, "p50", 1.2, |t| t.p50));
+                rows.extend(trips(all, (us, peer), way, "p99.9", 2.0, |t| t.p999));
+            }
         }
     }
     if !all.idle.is_empty() {
@@ -77,20 +79,21 @@ fn rate(
 
 fn trips(
     all: &Measured,
-    peer: Peer,
-    loaded: bool,
+    (us, peer): (Peer, Peer),
+    way: Way,
     which: &str,
     factor: f64,
     of: fn(&Trips) -> f64,
 ) -> Option<Row> {
-    let (ours, theirs) = (all.trips.get(&(Peer::Fastpath, loaded))?, all.trips.get(&(peer, loaded))?);
+    let (ours, theirs) = (all.trips.get(&(us, way))?, all.trips.get(&(peer, way))?);
     let rounds = ours.iter().zip(theirs).map(|(a, b)| {
         let more = json!({
             "ours_per_second": a.rate, "theirs_per_second": b.rate, "ours_lost_ppm": a.lost, "theirs_lost_ppm": b.lost,
         });
         (of(a), of(b), more)
     });
-    let name = format!("round trip, {which}, {}", if loaded { "half load" } else { "no other traffic" });
+    let profile = if us == Peer::FastpathLatency { ", profile latency" } else { "" };
+    let name = format!("round trip, {which}, {}{profile}", way.name());
     let goal = (10, factor, Better::Lower);
     Some(Row::new(goal, (name, "µs"), peer.name(), rounds.collect(), Vec::new()))
 }

@@ -90,7 +90,9 @@ fn every_key_is_read() {
         cores = [1, 0]
         polling = "busy"
         idle_spin_us = 0
+        idle_spin_longest_us = 30
         idle_sleep_ms = 10
+        halt_poll_us = 150
         transmit = "sockets"
         busy_poll_us = 20
         busy_poll_budget = 32
@@ -162,7 +164,9 @@ fn every_key_is_read() {
             cores: vec![1, 0],
             polling: Polling::Busy,
             idle_spin: Duration::ZERO,
+            idle_spin_longest: Duration::from_micros(30),
             idle_sleep: Duration::from_millis(10),
+            halt_poll: Duration::from_micros(150),
             transmit: Transmit::Sockets,
             busy_poll: Duration::from_micros(20),
             busy_poll_budget: 32,

@@ -201,6 +201,8 @@ fn start(
     };
     let (reserved, mut start_problems) = super::reserve::Reserved::open(&config);
     start_problems.extend(no_outbox);
+    let (halt_poll, problem) = super::halt_poll::HaltPoll::open(&config);
+    start_problems.extend(problem);
     let attacher =
         Attacher::new(engine, umem, redirect, preparer, senders, attach_config(&config, workers.len()));
     let resolver = Resolver::new()?;
@@ -212,6 +214,7 @@ fn start(
         cores: workers.iter().filter_map(|w| w.core).collect(),
         overlay: overlay(&config),
         reserved,
+        halt_poll,
         start_problems,
         tables: Tables::new(&node, workers.len(), snat_settings(&config)),
         config,
@@ -247,9 +250,11 @@ fn start(
 fn workers(config: &Config) -> anyhow::Result<Vec<WorkerConfig>> {
     let polling = match config.workers.polling {
         crate::config::Polling::Busy => Polling::Busy,
-        crate::config::Polling::Adaptive => {
-            Polling::Adaptive { spin: config.workers.idle_spin, sleep: config.workers.idle_sleep }
-        }
+        crate::config::Polling::Adaptive => Polling::Adaptive {
+            spin: config.workers.idle_spin,
+            spin_longest: config.workers.idle_spin_longest,
+            sleep: config.workers.idle_sleep,
+        },
     };
     let mut cores = config.workers.cores.clone();
     if cores.is_empty() {
@@ -394,6 +399,9 @@ impl Daemon {
             tracing::warn!("{e}");
         }
         if let Err(e) = self.reserved.release() {
+            tracing::warn!("{e}");
+        }
+        if let Err(e) = self.halt_poll.release() {
             tracing::warn!("{e}");
         }
         for problem in self.attacher.shutdown() {

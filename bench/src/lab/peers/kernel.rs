@@ -41,10 +41,12 @@ impl<'a> Forwarding<'a> {
         Ok(this)
     }
 
-    /// Receive packet steering of pod a's device to a mask of cores. sysfs shows the namespace it was mounted in.
+    /// Receive packet steering, of the devices of the pods that send and ask, to a mask of cores. sysfs shows the
+    /// namespace it was mounted in.
     fn steer(&self, cores: &str) -> Result<()> {
-        let script =
-            format!("mount -t sysfs s /sys && echo {cores} >/sys/class/net/fp-a/queues/rx-0/rps_cpus");
+        let script = format!(
+            "mount -t sysfs s /sys && for i in a c d; do echo {cores} >/sys/class/net/fp-$i/queues/rx-0/rps_cpus || exit; done"
+        );
         let net = format!("--net={}", self.topology.node.path());
         command("nsenter", &[&net, "--", "unshare", "--mount", "sh", "-c", &script]).map(|_| ())
     }
