@@ -4,17 +4,18 @@
 #   scripts/bench.sh           all, about half an hour; needs root (or sudo) for the lab
 #   scripts/bench.sh --quick   the lab with short measurements, 5 minutes after the build
 #   scripts/bench.sh --lab     the lab only
-#   scripts/bench.sh --memory  in memory only
+#   scripts/bench.sh --memory  in memory only: nodes, chain and flow table
 #   scripts/bench.sh --report  puts together what was measured before
 #
 # ROUNDS=5 and MILLIS=1500 say how often and how long the lab measures. Peers that cannot be installed or do not start
-# are named in the results, with the reason.
+# are named in the results, with the reason. The classifier, new sessions, updates and single keys have commands of their
+# own (bench/README.md); rows that they wrote into bench/results/ are put together with these.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 . scripts/lib/setup.sh
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' scripts/bench.sh; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' scripts/bench.sh; }
 
 mode=all
 case "${1-}" in

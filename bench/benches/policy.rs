@@ -22,8 +22,8 @@ use fastpath::io::mem::MemHandle;
 use fastpath::packet::{FlowKey, Ip, PortId, proto};
 use fastpath::stats::RuleCounters;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
-use fastpath::tables::policy::{Asked, Direction, GroupId};
-use fastpath::tables::service::Found;
+use fastpath::tables::policy::{Asked, Direction, GroupId, Spot};
+use fastpath::tables::service::{AT_ONCE, Found};
 use fastpath::testbed::{PODS, Underlay, bench_worker, from_pod, pod, pod_port, snapshot};
 use fastpath::wire::testgen::Spec;
 use fastpath::worker::Worker;
@@ -73,6 +73,17 @@ fn outside(v6: bool, n: u32) -> IpAddr {
         IpAddr::from([0x20, 1, 0xd, 0xb8, b, c, d, 0, 0, 0, 0, 0, 0, 0, c, d])
     } else {
         IpAddr::from([20, b, c, d])
+    }
+}
+
+/// Address `n` of anywhere: over all of IPv4, over an eighth of IPv6.
+fn anywhere(v6: bool, n: u32) -> IpAddr {
+    let [a, b, c, d] = n.wrapping_mul(0x9e37_79b1).to_be_bytes();
+    if v6 {
+        let [e, f, g, h] = n.wrapping_mul(0x85eb_ca6b).to_be_bytes();
+        IpAddr::from([0x20 | a & 0x1f, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, c, d])
+    } else {
+        IpAddr::from([a, b, c, d])
     }
 }
 
@@ -163,7 +174,7 @@ fn blocks(v6: bool, count: u32, one: bool) -> Model {
     let mut model = Model::default();
     subjects(&mut model);
     let len = |n: u32| u8::try_from(if v6 { 33 + n % 31 } else { 17 + n % 15 }).unwrap();
-    let peer = |n| if one { host(outside(v6, n)) } else { block(outside(v6, n), len(n)) };
+    let peer = |n| if one { host(outside(v6, n)) } else { block(anywhere(v6, n), len(n)) };
     add_policy(&mut model, "p".into(), here(), vec![rule((0..count).map(peer).collect(), tcp(443))]);
     model
 }
@@ -264,6 +275,7 @@ fn lookup(
     let clock = Clock::new();
     let mut random = Random(0x5bd1_e995_0f0e_1d2c);
     let mut allowed = 0;
+    let mut spots: Vec<Spot> = Vec::with_capacity(VECTOR);
     let mut asked: Vec<Asked> = Vec::with_capacity(VECTOR);
     let median = cycles(
         c,
@@ -271,8 +283,13 @@ fn lookup(
         || (0..VECTOR).map(|_| peer(&mut random)).collect::<Vec<_>>(),
         |questions| {
             let start = clock.raw();
+            spots.clear();
             asked.clear();
-            asked.extend(questions.iter().map(|(peer, _)| table.ask(group, Direction::Egress, own, *peer)));
+            spots.extend(questions.iter().map(|(peer, _)| table.fetch(*peer)));
+            let step = |((peer, _), spot): (&(Ip, u16), &Spot)| {
+                table.ask_at(group, Direction::Egress, own, *peer, *spot)
+            };
+            asked.extend(questions.iter().zip(&spots).map(step));
             for (asked, (_, port)) in asked.iter().zip(questions) {
                 let verdict = table.answer(*asked, group, Direction::Egress, proto::TCP, *port);
                 allowed += u64::from(black_box(verdict).allow);
@@ -439,9 +456,14 @@ fn service(c: &mut Criterion, rows: &mut Vec<Row>, count: u32) {
         },
         |keys| {
             let start = clock.raw();
-            for key in keys {
-                let Found::Frontend(f) = table.find(key.dst, key.proto, key.dport) else { panic!("{key:?}") };
-                black_box(f.spread(false).and_then(|s| s.choose(key)));
+            for some in keys.chunks(AT_ONCE) {
+                table.fetch(some.iter());
+                for key in some {
+                    let Found::Frontend(f) = table.find(key.dst, key.proto, key.dport) else {
+                        panic!("{key:?}")
+                    };
+                    black_box(f.spread(false).and_then(|s| s.choose(key)));
+                }
             }
             clock.raw() - start
         },
@@ -471,7 +493,8 @@ fn all(c: &mut Criterion) {
             for (kind, one) in [("hosts", true), ("nets", false)] {
                 let model = blocks(v6, count, one);
                 lookup(c, &mut rows, &format!("{kind}-{count}-{family}"), v6, &model, |r| {
-                    (outside(v6, r.below(count)).into(), 443)
+                    let n = r.below(count);
+                    (if one { outside(v6, n) } else { anywhere(v6, n) }.into(), 443)
                 });
             }
         }

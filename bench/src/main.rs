@@ -24,6 +24,8 @@ struct Args {
 enum Command {
     /// Measures the dataplane and its peers in turn on veths.
     Lab(lab::Options),
+    /// Measures settings of the configuration against one another, in turn.
+    Keys(lab::keys::Options),
     /// Measures start, memory and changes with many pods, services and policies.
     Scale(scale::Options),
     /// Puts the results of all benchmarks together: latest.json, table.md, plots.
@@ -35,6 +37,7 @@ enum Command {
 fn main() -> Result<()> {
     match Args::parse().command {
         Command::Lab(options) => lab::run(&options),
+        Command::Keys(options) => lab::keys::run(&options),
         Command::Scale(options) => scale::run(&options),
         Command::Report(options) => results::report(&options),
         Command::Clean => {

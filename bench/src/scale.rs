@@ -8,7 +8,6 @@ mod rows;
 mod swap;
 mod updates;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -185,18 +184,7 @@ impl Daemon {
         );
         let config = dir.join("fastpath.toml");
         std::fs::write(&config, text)?;
-        let out = File::create(dir.join("daemon.log"))?;
-        // When this process is killed, the daemon goes with it.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "nsenter", &format!("--net={}", node.path()), "--"])
-            .arg(binary)
-            .args(["run", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()
-            .context("setpriv and nsenter of util-linux")?;
+        let child = node.daemon(binary, &config, &dir.join("daemon.log"))?;
         Ok(Self { child, binary: binary.to_owned(), dir: dir.to_owned(), pins })
     }
 
@@ -253,6 +241,14 @@ impl Daemon {
             (packets > 0).then(|| format!("{reason} {packets}"))
         });
         Ok(some.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Counters of a port's one queue.
+    fn port(&self, name: &str) -> Result<serde_json::Value> {
+        let all = self.ask(&["show", "ports", "-o", "json"]).context("show ports")?;
+        let ports = all.get("ports").and_then(serde_json::Value::as_array);
+        let port = ports.into_iter().flatten().find(|p| p.get("name").is_some_and(|n| n == name));
+        port.and_then(|p| p.pointer("/queues/0").cloned()).with_context(|| format!("show ports: no {name}"))
     }
 
     fn ask(&self, words: &[&str]) -> Option<serde_json::Value> {

@@ -95,11 +95,31 @@ pub struct Attached {
     /// Whether it is a veth, and takes redirected frames.
     veth: bool,
     target: bool,
+    /// Whether it was said that it does not take them.
+    told: bool,
     /// Whether it can carry packets, as far as is known.
     running: bool,
 }
 
 impl Attached {
+    /// A veth that takes no redirected frames has a note for as long as it is so, and is logged once.
+    fn say_of_redirects(&mut self, target: bool) {
+        if target || !self.veth {
+            self.notes.retain(|note| note != NO_TARGET);
+        } else if !self.notes.iter().any(|note| note == NO_TARGET) {
+            self.notes.push(NO_TARGET.to_owned());
+            if !std::mem::replace(&mut self.told, true) {
+                tracing::warn!(device = &*self.port.name, "{NO_TARGET}");
+            }
+        }
+    }
+
+    /// Whether it is one end of a veth.
+    #[must_use]
+    pub fn is_veth(&self) -> bool {
+        self.veth
+    }
+
     /// Goes on for another pod, or for one of which something else is known now.
     fn take_on(&mut self, wanted: &Wanted) {
         if self.wanted != *wanted {
@@ -274,6 +294,7 @@ impl Attacher {
             prepared: parts.prepared,
             veth: link.kind == LinkKind::Veth,
             target: false,
+            told: false,
             running: false,
         };
         follow(&mut attached, view);
@@ -448,6 +469,7 @@ impl Attacher {
         let mut changed = false;
         for attached in self.attached.values_mut() {
             let target = attached.veth && targets.contains(&attached.port.ifindex);
+            attached.say_of_redirects(target);
             if core::mem::replace(&mut attached.target, target) != target {
                 attached.port.redirect = target && attached.running;
                 changed = true;
@@ -501,6 +523,10 @@ struct Parts {
     queues: Vec<u16>,
     zero_copy: bool,
 }
+
+/// What is said of a veth that the outbox cannot send to.
+const NO_TARGET: &str = "full vectors leave by the socket in spite of workers.transmit = \"together\": at the other end GRO is off and \
+                         could not be switched on, or there are more queues than here";
 
 /// How long another attempt waits for a queue that somebody else has: it has been waited for, and the control thread has
 /// others to serve.

@@ -36,6 +36,7 @@ mod health;
 mod health_ports;
 mod heartbeat;
 mod host;
+mod lost;
 mod measure;
 mod pinhole;
 mod reserve;
@@ -109,6 +110,10 @@ struct Daemon {
     health_ports: health_ports::HealthPorts,
     /// The HTTP server, if there is to be one.
     web: Option<web::Server>,
+    /// What the ports' other ends did not take.
+    lost: RefCell<lost::Lost>,
+    /// Workers that gave up sending together.
+    gave_up: BTreeSet<usize>,
     /// Answers `explain`.
     explainer: RefCell<LiveExplainer>,
 }
@@ -124,6 +129,7 @@ impl Daemon {
         let wanted = self.wanted();
         let generation = self.snapshot.generation;
         let failed = self.attacher.reconcile(&wanted, &self.net, generation);
+        self.lost.get_mut().follow(self.attacher.attached().filter(|a| a.is_veth()).map(|a| a.port.ifindex));
         self.attach_problems.extend(failed.into_iter().map(|(device, e)| format!("{device}: {e}")));
 
         self.remember();
@@ -162,6 +168,7 @@ impl Daemon {
         self.cni_synced();
         self.serve_health_ports();
         self.tables.tidy();
+        self.attacher.engine.tidy();
         self.applied.acked(self.attacher.engine.acked());
     }
 
@@ -261,6 +268,7 @@ impl Daemon {
             tracing::debug!("{e}");
         }
         self.applied.acked(self.attacher.engine.acked());
+        self.look_at_outboxes();
         let now = Instant::now();
         let mut dirty = self.asked.expire(&self.net, now);
         for Event::Resolve { port, addr } in self.attacher.engine.events() {
@@ -269,6 +277,15 @@ impl Daemon {
             }
         }
         dirty
+    }
+
+    /// Says once of each worker that it does not send together any more; `status` goes on saying it.
+    fn look_at_outboxes(&mut self) {
+        for (worker, stats) in self.attacher.engine.stats().enumerate() {
+            if let Some(why) = view::gave_up(worker, stats).filter(|_| self.gave_up.insert(worker)) {
+                tracing::warn!("{why}");
+            }
+        }
     }
 
     /// Whether this node forwards: it is known, has an uplink, and every worker goes by the newest snapshot. What is

@@ -9,7 +9,7 @@
 use serde::Serialize;
 
 mod api;
-mod checks;
+pub(crate) mod checks;
 pub(crate) mod facts;
 mod neighbours;
 mod networkd;

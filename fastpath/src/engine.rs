@@ -193,11 +193,17 @@ impl Engine {
 
     /// Makes `snapshot` the one that workers read from their next vector on.
     pub fn publish(&mut self, snapshot: Arc<Snapshot>) {
+        self.tidy();
         let old = self.snapshots.swap(snapshot);
         self.retired.push(old);
         for peer in self.peers.iter() {
             peer.ring();
         }
+    }
+
+    /// Frees the snapshots that no worker holds any more: work that no packet waits for, so it is not done by
+    /// [`Engine::publish`] when there is time for it here.
+    pub fn tidy(&mut self) {
         // The one reference left is this one, and stays so: workers take only what is published.
         self.retired.retain(|s| Arc::strong_count(s) > 1);
     }

@@ -1,7 +1,7 @@
 //! Single-writer counters: a worker writes its own, the control thread reads them.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::graph::{DropReason, NodeId};
 use crate::tables::flow::EvictClass;
@@ -111,8 +111,12 @@ pub struct WorkerStats {
     pub outbox_calls: Counter,
     /// Packets sent by such calls.
     pub outbox_packets: Counter,
-    /// Such calls that failed; the sockets sent then.
+    /// Such calls that failed.
     pub outbox_errors: Counter,
+    /// Whether the worker sends by such calls.
+    pub sends_together: AtomicBool,
+    /// Why it does not any more: the kernel's error number, or 0.
+    pub outbox_given_up: AtomicI32,
     /// ICMP errors sent.
     pub icmp_errors: Counter,
     /// ARP replies and neighbour advertisements sent.
@@ -150,6 +154,8 @@ impl Default for WorkerStats {
             outbox_calls: Counter::default(),
             outbox_packets: Counter::default(),
             outbox_errors: Counter::default(),
+            sends_together: AtomicBool::new(false),
+            outbox_given_up: AtomicI32::new(0),
             icmp_errors: Counter::default(),
             neighbor_replies: Counter::default(),
             flows_installed: Counter::default(),

@@ -27,7 +27,7 @@ mod transmit;
 pub use mailbox::PortReport;
 use mailbox::hand_over;
 pub(crate) use mailbox::{Answer, Command, Mailbox, Ticket};
-use receive::{REFILLED, touch};
+use receive::REFILLED;
 
 use crate::graph::{Context, DropReason, Event, Graph, Packets, VECTOR, count_drop};
 use crate::io::xsk::Outbox;
@@ -91,8 +91,6 @@ struct LocalPort {
     touched: bool,
     /// Where the outbox may send its packets of this pass.
     redirect: Option<NonZeroU32>,
-    /// How many of `out` are in the outbox.
-    staged: usize,
 }
 
 /// State of one worker: ports, frames, graph. Runs on a thread of the [`Engine`](crate::engine::Engine), or,
@@ -134,6 +132,10 @@ pub struct Worker {
     /// Places in `ports` of those with something to send.
     sending: Vec<u16>,
     outbox: Option<Box<Outbox>>,
+    /// This pass's vector is full: the next one comes at once.
+    full: bool,
+    /// Passes whose packets the outbox holds.
+    held: u8,
     outbox_failures: u8,
     swept: Millis,
     idle_since: Option<u64>,
@@ -202,6 +204,8 @@ impl Worker {
             refill_from: 0,
             sending: Vec::new(),
             outbox: None,
+            full: false,
+            held: 0,
             outbox_failures: 0,
             swept: Millis(0),
             idle_since: None,
@@ -250,7 +254,6 @@ impl Worker {
             more: false,
             touched: false,
             redirect: None,
-            staged: 0,
         });
         self.reindex();
     }
@@ -258,6 +261,12 @@ impl Worker {
     /// Sends full vectors by `outbox` from now on, where a port's [`PortInfo`](crate::snapshot::PortInfo) allows.
     pub fn set_outbox(&mut self, outbox: Box<Outbox>) {
         self.outbox = Some(outbox);
+        self.outbox_failures = 0;
+        self.set_lanes();
+        if let Some(stats) = self.stats() {
+            stats.outbox_given_up.store(0, Relaxed);
+            stats.sends_together.store(true, Relaxed);
+        }
     }
 
     /// The worker's counters.
@@ -379,6 +388,7 @@ impl Worker {
         for at in 0..count {
             self.wake_port(at);
         }
+        self.set_lanes();
         let len = self.ports.iter().map(|l| usize::from(l.id.0) + 1).max().unwrap_or(0);
         self.index.clear();
         self.index.resize(len, ABSENT);
@@ -386,6 +396,17 @@ impl Worker {
             if let Some(slot) = self.index.get_mut(usize::from(local.id.0)) {
                 *slot = at;
             }
+        }
+    }
+
+    /// Gives each port a lane of the outbox, by its place.
+    fn set_lanes(&mut self) {
+        if let Some(outbox) = &mut self.outbox {
+            if outbox.queued() > 0 {
+                // Whatever becomes of it: a second attempt would be no better.
+                let _ = outbox.send();
+            }
+            outbox.set_lanes(u16::try_from(self.ports.len()).unwrap_or(u16::MAX));
         }
     }
 
@@ -420,7 +441,6 @@ impl Worker {
             if let Some(local) = self.ports.get_mut(usize::from(at)) {
                 if local.out.is_empty() {
                     self.sending.push(at);
-                    touch(&mut self.touched, local, at);
                 }
                 local.out.push(frame);
             } else {
@@ -458,7 +478,6 @@ impl Worker {
                 Some((at, local)) => {
                     if local.out.is_empty() {
                         self.sending.push(at);
-                        touch(&mut self.touched, local, at);
                     }
                     local.out.push(handoff.frame);
                 }

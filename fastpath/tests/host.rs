@@ -423,6 +423,25 @@ fn sources_that_other_nodes_do_not_know() {
     assert_eq!(seen(frame), world::key(&open));
 }
 
+/// The kernel gives one port to a connection of the host's to a pod and to one through a service. Neither ends the
+/// other, also when a restart has forgotten the first.
+#[test]
+fn connections_through_services_have_ports_of_their_own() {
+    for (v6, at_node, encap) in [(false, 1, true), (true, 1, true), (false, 2, true), (true, 2, false)] {
+        let backend = Backend { addr: pod(v6, at_node, 2), port: 8080 };
+        let services = [service(vip(v6, 1), 80, vec![backend]), node_port(v6, 30_080, vec![backend])];
+        let host = underlay(v6, 1);
+        for (dst, dport) in [(vip(v6, 1), 80), (host, 30_080)] {
+            let mut net = Net::new(encap, &services);
+            net.bed(1).send(HOST, &from_host(Spec::tcp(host, dst, 4000, dport, SYN)));
+            let got = net.settle();
+            let [(At::Pod(n, 2), frame)] = got.as_slice() else { panic!("{got:?} {:?}", net.drops()) };
+            assert_eq!((*n, seen(frame).src), (at_node, host));
+            assert!(RANGE.contains(&seen(frame).sport), "{}", seen(frame));
+        }
+    }
+}
+
 /// A host port: everybody's source is kept, and another node's process is answered by the link it came by.
 #[test]
 fn host_ports_keep_the_source() {

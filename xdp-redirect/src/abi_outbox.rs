@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | `OUTBOX` | array, [`SLOTS`] + 1 entries, mapped into the sender's memory | [`Slot`] |
 //!
-//! Entry 0 is the cursor: its `ifindex` is the number of the entry that the program sends next. The others are
-//! packets. A stride of 33 cache lines spreads the packets' starts over the cache's sets.
+//! Entry 0 is the order: its `ifindex` counts the packets sent, and its data are the numbers of the entries to send, 16
+//! bits each. The others are packets. A stride of 33 cache lines spreads the packets' starts over the cache's sets.
 
-/// Packets an outbox holds.
-pub const SLOTS: u32 = 256;
+/// Packets an outbox holds: a power of two, whose order fits into an entry.
+pub const SLOTS: u32 = 1024;
 /// Longest packet, Ethernet header included. One less than a power of two: the verifier understands a mask.
 pub const LONGEST: usize = 2047;
 /// Shortest: an Ethernet header.
@@ -27,4 +27,4 @@ pub struct Slot {
 }
 
 const _: () = assert!(size_of::<Slot>() == 33 * 64 && align_of::<Slot>() == 4);
-const _: () = assert!(LONGEST <= 33 * 64 - 8);
+const _: () = assert!(LONGEST <= 33 * 64 - 8 && 2 * SLOTS as usize <= 33 * 64 - 8 && SLOTS.is_power_of_two());

@@ -1,7 +1,6 @@
 //! The daemon of the node: started for its turn, ended after it.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::keys::Overrides;
 use super::topology::Topology;
 
 /// Longest start, and longest end before it is killed.
@@ -36,6 +36,16 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts it, with these keys of `[workers]` too (sections may follow them), and waits until all pods are attached.
     pub(crate) fn start(topology: &Topology, binary: &Path, workers: &str) -> Result<Self> {
+        Self::start_with(topology, binary, workers, &Overrides::default())
+    }
+
+    /// The same with any keys over what the lab says.
+    pub(super) fn start_with(
+        topology: &Topology,
+        binary: &Path,
+        workers: &str,
+        overrides: &Overrides,
+    ) -> Result<Self> {
         let dir = topology.dir.display();
         let (config, state) = (topology.dir.join("fastpath.toml"), topology.dir.join("state"));
         let pins = format!("/sys/fs/bpf/{}{}", super::netns::PREFIX, std::process::id());
@@ -45,20 +55,9 @@ impl Daemon {
              interfaces = [\"up0\"]\n[overlay]\nencap = \"vxlan\"\nfamily = \"ipv4\"\nvni = 4096\n[workers]\n\
              cores = [1]\n{workers}[flow]\nentries_v4 = 4194304\n[http]\nlisten = \"\"\n[services]\ncidrs = [\"10.96.0.0/16\"]\n"
         );
-        std::fs::write(&config, text)?;
+        std::fs::write(&config, overrides.over(&text)?)?;
         let log = topology.dir.join("daemon.log");
-        let out = File::create(&log)?;
-        // When this process is killed, the daemon goes with it.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "nsenter", &format!("--net={}", topology.node.path()), "--"])
-            .arg(binary)
-            .args(["run", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()
-            .context("setpriv and nsenter of util-linux")?;
+        let child = topology.node.daemon(binary, &config, &log)?;
         let mut daemon = Self { child, pins, state: state.clone() };
         let end = Instant::now() + LIMIT;
         loop {

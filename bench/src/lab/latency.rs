@@ -188,7 +188,7 @@ pub(crate) fn idle(pid: u32, time: Duration) -> Result<f64> {
 }
 
 /// Time that a daemon's workers have run.
-fn worker_time(pid: u32) -> Result<Duration> {
+pub(crate) fn worker_time(pid: u32) -> Result<Duration> {
     let mut total = None;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();

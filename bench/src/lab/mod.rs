@@ -3,6 +3,7 @@
 
 mod daemon;
 mod frame;
+pub(crate) mod keys;
 mod latency;
 mod manifests;
 pub(crate) mod netns;

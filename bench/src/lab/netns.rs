@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
@@ -69,6 +71,22 @@ impl NetNs {
         command("nsenter", &args)
     }
 
+    /// Starts the daemon inside, what it says into the file `log`.
+    pub(crate) fn daemon(&self, binary: &Path, config: &Path, log: &Path) -> Result<Child> {
+        let out = File::create(log)?;
+        // When this process is killed, the daemon goes with it.
+        Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "nsenter", &format!("--net={}", self.path()), "--"])
+            .arg(binary)
+            .args(["run", "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .context("setpriv and nsenter of util-linux")
+    }
+
     /// Writes `/proc/sys/net/<key>`.
     pub(crate) fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{key}");
@@ -93,9 +111,9 @@ impl Drop for NetNs {
 /// Removes namespaces, folders and pins of runs whose process is gone.
 pub(crate) fn clean() {
     let abandoned = |name: &str| {
-        name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()).is_some_and(|pid| {
-            pid.parse::<u32>().is_ok() && !std::path::Path::new("/proc").join(pid).exists()
-        })
+        name.strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next())
+            .is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
     };
     for dir in ["/run/netns", "/tmp", "/sys/fs/bpf"] {
         let Ok(entries) = std::fs::read_dir(dir) else { continue };

@@ -222,6 +222,32 @@ pub(crate) fn pace(topology: &Topology, mega: f64, stop: &std::sync::atomic::Ato
     })
 }
 
+/// Sends bursts of `size` packets of 60 bytes to the first pod, one every `every`; which part was lost, in per cent.
+pub(crate) fn bursts(topology: &Topology, time: Duration, size: u32, every: Duration) -> Result<f64> {
+    let frames = Workload::SMALL.frames(size);
+    topology.sender.run(|| {
+        pin(0)?;
+        let mut generator = Generator::new("eth0")?;
+        generator.set_flows(Workload::SMALL.flows(topology));
+        let mut burst = || -> Result<()> {
+            for (frame, count) in &frames {
+                generator.send(frame, *count)?;
+            }
+            std::thread::sleep(every);
+            Ok(())
+        };
+        burst()?;
+        let (start, before, mut sent) = (Instant::now(), topology.pod_sink.count()?.frames, 0u64);
+        while start.elapsed() < time {
+            burst()?;
+            sent += u64::from(size);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let arrived = topology.pod_sink.count()?.frames - before;
+        Ok((1.0 - arrived as f64 / sent as f64) * 100.0)
+    })
+}
+
 /// Pins the calling thread to a core.
 pub(crate) fn pin(core: usize) -> Result<()> {
     let mut cores = CpuSet::new();

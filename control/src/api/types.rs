@@ -202,6 +202,9 @@ pub struct WorkerStatus {
     pub core: Option<u32>,
     /// `adaptive` or `busy`.
     pub polling: String,
+    /// How full vectors leave: `together`, in one call for all veths, or by each port's `sockets`.
+    #[serde(default)]
+    pub transmit: String,
     /// Number of ports it serves.
     pub ports: u32,
     /// Milliseconds since its loop was last seen to turn.
@@ -461,6 +464,9 @@ pub struct PortRow {
     pub mode: Option<String>,
     /// Whether the sockets share the driver's memory.
     pub zero_copy: bool,
+    /// Frames sent that the other end of the veth did not take, its ring being full; all queues.
+    #[serde(default)]
+    pub receiver_full: u64,
     /// By queue.
     pub queues: Vec<QueueStats>,
 }

@@ -76,12 +76,13 @@ pub(super) fn status(s: &Status) -> String {
         let _ = write!(out, "\n{}", t.text());
     }
     if !s.workers.is_empty() {
-        let mut t = Columns::new(&["WORKER>", "CORE>", "POLLING", "PORTS>", "HEARTBEAT"]);
+        let mut t = Columns::new(&["WORKER>", "CORE>", "POLLING", "TRANSMIT", "PORTS>", "HEARTBEAT"]);
         for w in &s.workers {
             t.row([
                 w.id.to_string(),
                 optional(w.core.as_ref()),
                 w.polling.clone(),
+                w.transmit.clone(),
                 w.ports.to_string(),
                 format!("{} ms ago", w.heartbeat_age_ms),
             ]);
@@ -228,13 +229,14 @@ pub(super) fn ports(answer: &Ports) -> String {
         "TX-FULL>",
         "TX-INVALID>",
         "TX-ERRORS>",
+        "RECEIVER-FULL>",
         "RX-DROP>",
         "RX-FULL>",
         "FILL-EMPTY>",
         "BAD-DESC>",
     ]);
     for p in &answer.ports {
-        for q in &p.queues {
+        for (n, q) in p.queues.iter().enumerate() {
             t.row([
                 p.port.to_string(),
                 p.name.clone(),
@@ -251,6 +253,8 @@ pub(super) fn ports(answer: &Ports) -> String {
                 q.tx_ring_full.to_string(),
                 q.tx_invalid.to_string(),
                 q.tx_errors.to_string(),
+                // Of the device: the kernel does not tell the queue.
+                if n == 0 { p.receiver_full.to_string() } else { String::new() },
                 q.kernel_rx_dropped.to_string(),
                 q.kernel_rx_ring_full.to_string(),
                 q.kernel_fill_empty.to_string(),

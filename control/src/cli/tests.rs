@@ -104,6 +104,7 @@ fn status_says_what_is_wrong() {
             id: 0,
             core: Some(1),
             polling: "adaptive".into(),
+            transmit: "sockets".into(),
             ports: 4,
             heartbeat_age_ms: 3,
         }],
@@ -123,8 +124,8 @@ Note:       up-a: the driver has no such ring
 PORT   ROLE     MODE     ZERO-COPY   QUEUES   WORKERS   STATE
 up-a   uplink   native   no               2   0,1       up
 
-WORKER   CORE   POLLING    PORTS   HEARTBEAT
-     0      1   adaptive       4   3 ms ago
+WORKER   CORE   POLLING    TRANSMIT   PORTS   HEARTBEAT
+     0      1   adaptive   sockets        4   3 ms ago
 ";
     assert_eq!(show::status(&status), want);
 }
@@ -217,6 +218,7 @@ total    parse      10         4        10             2.50            33.3
         role: "pod".into(),
         mode: None,
         zero_copy: false,
+        receiver_full: 7,
         queues: vec![QueueStats { rx_packets: 5, ..QueueStats::default() }],
     };
     let mut ports = Ports { ports: vec![port], xdp: vec![xdp("redirected", 12), xdp("stale_dropped", 0)] };

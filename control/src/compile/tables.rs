@@ -36,6 +36,8 @@ pub struct Tables {
     snat: Arc<Snat>,
     /// See [`Snat::bound_udp`].
     bound_udp: Vec<u16>,
+    /// The model before, with objects that are gone: letting go of them is work that no packet waits for.
+    before: Option<Arc<Model>>,
 }
 
 impl Tables {
@@ -52,6 +54,7 @@ impl Tables {
             snat_table: SnatTable::new(settings),
             snat: Arc::default(),
             bound_udp: Vec::new(),
+            before: None,
         }
     }
 
@@ -94,7 +97,7 @@ impl Tables {
                     self.snat = Arc::new(snat);
                 }
             }
-            self.seen = Some((Arc::clone(model), own.clone()));
+            self.before = self.seen.replace((Arc::clone(model), own.clone())).map(|(before, _)| before);
         }
         snapshot.policy = self.policy.table.clone();
         snapshot.services = Arc::clone(self.services.table());
@@ -119,6 +122,7 @@ impl Tables {
 
     /// Work that no packet waits for: forgets what has been out of use for a while.
     pub fn tidy(&mut self) {
+        self.before = None;
         self.compiler.tidy();
         self.services.tidy();
     }

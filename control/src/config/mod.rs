@@ -22,6 +22,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use fastpath::io::xsk::UmemConfig;
+
 use crate::model::Pod;
 pub use keys::{
     Daemon, Deny, Encap, Family, Flow, Host, Http, Icmp, LogLevel, Memory, NodeSection, OnFailure, Overlay,
@@ -168,6 +170,21 @@ impl Memory {
     #[must_use]
     pub fn arena_frames(&self) -> u32 {
         self.umem_frames.max(self.rx_ring.saturating_mul(4))
+    }
+
+    /// The packet buffers of so many workers.
+    #[must_use]
+    pub fn umem(&self, workers: u32) -> UmemConfig {
+        UmemConfig {
+            frames: self.frames_per_worker.saturating_mul(workers),
+            arena_frames: self.arena_frames(),
+            groups: workers,
+            // One of two sizes.
+            frame_size: u16::try_from(self.frame_size).unwrap_or(4096),
+            fill_ring: self.rx_ring,
+            completion_ring: self.tx_ring,
+            huge_pages: self.huge_pages,
+        }
     }
 }
 

@@ -162,6 +162,8 @@ impl Daemon {
         for report in self.attacher.engine.port_reports(queues).unwrap_or_default() {
             totals.entry(report.id).or_default().push(report.stats);
         }
+        self.lost.borrow_mut().look();
+        let lost = self.lost.borrow();
         for attached in self.attacher.attached() {
             let device = &*attached.port.name;
             let pod = attached.port.pod.as_ref();
@@ -178,6 +180,7 @@ impl Daemon {
             for (fault, of) in FAULTS {
                 faults.add([device, fault], stats.iter().map(of).sum());
             }
+            faults.add([device, "receiver_full"], lost.of(attached.port.ifindex));
         }
         out.push(info);
         out.extend(families);
@@ -205,8 +208,7 @@ impl Daemon {
         let mut help = "Packets dropped, by reason.".to_owned();
         let mut family = Family::counter("fastpath_drops", "", &["reason"]);
         for reason in DropReason::ALL {
-            let counters = self.attacher.engine.stats().filter_map(|s| s.drops.get(*reason as usize));
-            family.add([reason.name()], counters.map(Counter::get).sum());
+            family.add([reason.name()], self.dropped(*reason));
             help.push_str(&format!(" {}: {}", reason.name(), reason.help()));
             if !help.ends_with('.') {
                 help.push('.');
@@ -291,6 +293,11 @@ impl Daemon {
             "Whether a worker waits for packets in the kernel.",
             &["worker"],
         );
+        let mut together = Family::gauge(
+            "fastpath_worker_sends_together",
+            "Whether a worker sends full vectors in one call for all veths, and not by each port's socket.",
+            &["worker"],
+        );
         let mut frames = Family::gauge(
             "fastpath_worker_free_frames",
             "Free packet buffers in a worker's pool.",
@@ -316,6 +323,7 @@ impl Daemon {
             }
             age.add_f64([worker], beat.as_secs_f64());
             sleeping.add([worker], stats.sleeping.load(Relaxed).into());
+            together.add([worker], stats.sends_together.load(Relaxed).into());
             frames.add([worker], stats.frames_free.load(Relaxed));
             generation.add([worker], stats.acked.load(Relaxed).into());
             let queues = self.attacher.attached().flat_map(|a| &a.port.queues);
@@ -326,7 +334,7 @@ impl Daemon {
             }
         }
         out.extend(families);
-        out.extend([age, sleeping, frames, generation, cpu, ports]);
+        out.extend([age, sleeping, together, frames, generation, cpu, ports]);
     }
 
     fn measure_graph(&self, out: &mut Vec<Family>) {
@@ -474,7 +482,8 @@ const PORT: [(&str, &str, OfPort); 6] = [
 const FAULTS_HELP: &str = "What went wrong at a port. rx_dropped: dropped by the kernel before the socket. rx_ring_full: \
     dropped because the rx ring was full. fill_ring_empty: times the kernel had no frame to receive into. tx_ring_full: \
     attempts to send that found no room. tx_invalid: frames too short or too long to be sent. tx_errors: system calls to \
-    send that failed. tx_refused: descriptors the kernel refused. ring_errors: ring entries that named no frame.";
+    send that failed. tx_refused: descriptors the kernel refused. ring_errors: ring entries that named no frame. \
+    receiver_full: frames sent that the other end of a veth did not take, its ring being full.";
 
 /// Faults of ports by label.
 const FAULTS: [(&str, OfPort); 8] = [
@@ -503,7 +512,7 @@ const WORKER: [(&str, &str, OfWorker); 9] = [
     ("fastpath_worker_outbox_packets", "Packets sent by such calls.", |s| &s.outbox_packets),
     (
         "fastpath_worker_outbox_errors",
-        "Such calls that failed: the sockets sent then; after eight in a row they do for good.",
+        "Such calls that failed, with what was not sent yet; after eight in a row the sockets send for good.",
         |s| &s.outbox_errors,
     ),
     ("fastpath_worker_icmp_errors", "ICMP errors sent.", |s| &s.icmp_errors),

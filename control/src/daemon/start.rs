@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 use fastpath::engine::{EngineConfig, Polling, WorkerConfig};
-use fastpath::io::xsk::{self, BusyPoll, OpenConfig, Outbox, Umem, UmemConfig};
+use fastpath::io::xsk::{self, BusyPoll, OpenConfig, Outbox, Umem};
 use fastpath::snapshot::Settings;
 use fastpath::tables::flow::{FlowConfig, Timeouts};
 use fastpath_xdp::outbox::Sender;
@@ -39,6 +39,9 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let node = config.node_name()?;
+    // Before any thread is started: all but the workers stay off their cores.
+    let workers = workers(&config)?;
+    stay_off(&workers).context("affinity mask")?;
     let source = Source::start(&config, &node).context("source")?;
     let mut updates = source.updates();
     // Before the first view, so that it is in it.
@@ -47,7 +50,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
         let mut net = watcher.subscribe();
         let view = net.borrow_and_update().clone();
         let known = (updates.borrow_and_update().clone(), source.state(), view);
-        let daemon = start(config, node, known, &mut host)?;
+        let daemon = start(config, node, known, &mut host, workers)?;
         Ok((watcher, net, daemon))
     });
     let (_watcher, mut net, mut daemon) = started.inspect_err(|_| {
@@ -94,6 +97,7 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
                 dirty |= daemon.reload_endpoints();
                 dirty |= daemon.look_at_sockets();
                 dirty |= daemon.attacher.look_at_redirects();
+                daemon.lost.get_mut().look();
             }
             Ok(()) = updates.changed() => {
                 daemon.learn(updates.borrow_and_update().clone());
@@ -127,7 +131,15 @@ async fn serve(config: Config, mut instance: Instance) -> anyhow::Result<()> {
             }
         }
         if dirty && due.is_none() {
-            due = Some(tokio::time::Instant::now().max(last + COALESCE));
+            let now = tokio::time::Instant::now();
+            if now < last + COALESCE {
+                due = Some(last + COALESCE);
+            } else {
+                // At once: the runtime's timers are late by a millisecond.
+                last = now;
+                daemon.sync();
+                daemon.begin(&mut heartbeat)?;
+            }
         }
     }
     tracing::info!("stopping");
@@ -143,30 +155,24 @@ fn start(
     node: String,
     (update, source_state, net): (Arc<Update>, Receiver<SourceState>, Arc<NetView>),
     host: &mut Option<HostPair>,
+    workers: Vec<WorkerConfig>,
 ) -> anyhow::Result<Daemon> {
     let missing = config.missing_cores().context("affinity mask")?;
     anyhow::ensure!(
         missing.is_empty(),
         "workers.cores: this process may not run on {missing:?} (they do not exist, or its cpuset lacks them)"
     );
-    let workers = workers(&config)?;
     let memory = &config.memory;
     let groups = u32::try_from(workers.len())?;
-    let (umem, frames) = Umem::new(UmemConfig {
-        frames: memory.frames_per_worker.saturating_mul(groups),
-        arena_frames: memory.arena_frames(),
-        groups,
-        frame_size: u16::try_from(memory.frame_size)?,
-        fill_ring: memory.rx_ring,
-        completion_ring: memory.tx_ring,
-        huge_pages: memory.huge_pages,
-    })?;
+    let wanted = memory.umem(groups);
+    let several = wanted.division().0.saturating_mul(groups) > 1;
+    let (umem, frames) = Umem::new(wanted)?;
     if memory.huge_pages && !umem.huge_pages() {
         tracing::warn!(
             "memory.huge_pages: none free (sysctl vm.nr_hugepages); packet buffers are in normal pages"
         );
     }
-    if umem.arenas() == 1 && memory.frames_per_worker.saturating_mul(groups) > memory.arena_frames() {
+    if umem.arenas() == 1 && several {
         tracing::warn!(
             "memory.umem_frames: this process may not make a tap device (/dev/net/tun), so all packet buffers are one \
              UMEM: each pod takes more of the kernel's memory, and more time to attach"
@@ -189,11 +195,12 @@ fn start(
         seed: random_seed()?,
     };
     let engine = Engine::start(&EngineConfig { workers: workers.clone(), flow }, frames)?;
-    let senders = match config.workers.transmit {
+    let (senders, no_outbox) = match config.workers.transmit {
         config::Transmit::Together => give_outboxes(&engine),
-        config::Transmit::Sockets => Vec::new(),
+        config::Transmit::Sockets => (Vec::new(), Vec::new()),
     };
     let (reserved, mut start_problems) = super::reserve::Reserved::open(&config);
+    start_problems.extend(no_outbox);
     let (halt_poll, problem) = super::halt_poll::HaltPoll::open(&config);
     start_problems.extend(problem);
     let attacher =
@@ -233,6 +240,8 @@ fn start(
         kernel_problems: Vec::new(),
         health_ports: super::health_ports::HealthPorts::default(),
         web: None,
+        lost: std::cell::RefCell::new(super::lost::Lost::open()),
+        gave_up: BTreeSet::new(),
         explainer: std::cell::RefCell::default(),
     })
 }
@@ -256,22 +265,45 @@ fn workers(config: &Config) -> anyhow::Result<Vec<WorkerConfig>> {
     Ok(cores.into_iter().map(|core| WorkerConfig { core: Some(core), polling }).collect())
 }
 
-/// Has every worker send full vectors to veths in one call; without, its sockets do that, at more cost.
-fn give_outboxes(engine: &Engine) -> Vec<Sender> {
+/// Leaves the cores of workers to them, if there are others: a thread that compiles for milliseconds would be given half of
+/// a worker's core meanwhile.
+fn stay_off(workers: &[WorkerConfig]) -> nix::Result<()> {
+    let this = nix::unistd::Pid::from_raw(0);
+    let mut cores = nix::sched::sched_getaffinity(this)?;
+    for core in workers.iter().filter_map(|w| w.core) {
+        // One that does not exist is refused later, by name.
+        let _ = cores.unset(core);
+    }
+    let any = (0..nix::sched::CpuSet::count()).any(|core| cores.is_set(core).unwrap_or(false));
+    if any { nix::sched::sched_setaffinity(this, &cores) } else { Ok(()) }
+}
+
+/// Has every worker send full vectors to veths in one call; without, its sockets do that, at more cost. Returns by what
+/// they send, and why some do not.
+fn give_outboxes(engine: &Engine) -> (Vec<Sender>, Vec<String>) {
     let give = |worker| -> anyhow::Result<Sender> {
         let mut sender = Sender::load()?;
-        let outbox = Outbox::new(sender.program()?, sender.memory()).context("map the outbox")?;
+        let mut outbox = Outbox::new(sender.program()?, sender.memory()).context("map the outbox")?;
+        // A kernel that cannot do this says so at the first packet, which is for no device.
+        outbox.set_lanes(1);
+        outbox.put(0, u32::MAX >> 1, &[0; 60]);
+        outbox.send().1.context("send by live frames (Linux 5.18)")?;
         engine.give_outbox(worker, outbox)?;
         Ok(sender)
     };
-    let mut senders = Vec::new();
+    let (mut senders, mut problems) = (Vec::new(), Vec::new());
     for worker in 0..engine.workers() {
         match give(worker) {
             Ok(sender) => senders.push(sender),
-            Err(e) => tracing::warn!("workers.transmit: worker {worker} sends by its sockets only: {e:#}"),
+            Err(e) => {
+                problems.push(format!("workers.transmit: worker {worker} sends by its sockets only: {e:#}"));
+            }
         }
     }
-    senders
+    for problem in &problems {
+        tracing::warn!("{problem}");
+    }
+    (senders, problems)
 }
 
 const _: () = assert!(

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use fastpath::graph::{DropReason, NodeId};
 use fastpath::packet::{FlowKey, NO_INDEX, PortId, proto};
 use fastpath::snapshot::{PortRole, Route};
-use fastpath::stats::WorkerStats;
+use fastpath::stats::{Counter, WorkerStats};
 use fastpath::tables::flow::{Pair, Transform};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -109,6 +110,7 @@ impl Daemon {
             degraded.push("source: its thread has ended: no change is seen any more".to_owned());
         }
         degraded.extend(self.stalled().map(|w| format!("worker {w} does not pass its loop")));
+        degraded.extend(engine.stats().enumerate().filter_map(|(w, stats)| gave_up(w, stats)));
         let outlives = self.attacher.redirect.links_outlive_process();
         if self.config.xdp.on_failure == crate::config::OnFailure::Drop && !outlives {
             degraded.push(format!(
@@ -154,12 +156,14 @@ impl Daemon {
     }
 
     fn worker_status(&self) -> Vec<WorkerStatus> {
-        let ages = self.attacher.engine.beat_ages();
-        let workers = (0u32..).zip(ages).zip(&self.cores).map(|((id, age), core)| WorkerStatus {
+        let engine = &self.attacher.engine;
+        let known = engine.beat_ages().into_iter().zip(engine.stats());
+        let workers = (0u32..).zip(known).zip(&self.cores).map(|((id, (age, stats)), core)| WorkerStatus {
             id,
             core: u32::try_from(*core).ok(),
             polling: if self.config.workers.polling == Polling::Busy { "busy" } else { "adaptive" }
                 .to_owned(),
+            transmit: if stats.sends_together.load(Relaxed) { "together" } else { "sockets" }.to_owned(),
             ports: u32::try_from(
                 self.attacher
                     .attached()
@@ -327,15 +331,20 @@ impl Daemon {
         rows.collect()
     }
 
+    /// Packets dropped for a reason: by the workers, and, of what their receivers lost, as last read.
+    pub(super) fn dropped(&self, reason: DropReason) -> u64 {
+        let counters = self.attacher.engine.stats().filter_map(|s| s.drops.get(reason as usize));
+        let ours: u64 = counters.map(Counter::get).sum();
+        ours + if reason == DropReason::ReceiverFull { self.lost.borrow().total() } else { 0 }
+    }
+
     fn drops(&self) -> Result<Vec<Drop>, ApiError> {
-        let total = |r: DropReason| {
-            self.attacher.engine.stats().filter_map(|s| s.drops.get(r as usize)).map(|c| c.get()).sum::<u64>()
-        };
+        self.lost.borrow_mut().look();
         let mut rows: Vec<Drop> = DropReason::ALL
             .iter()
             .map(|r| Drop {
                 reason: r.name().to_owned(),
-                packets: total(*r),
+                packets: self.dropped(*r),
                 help: r.help().to_owned(),
                 details: enforced::drop_details(&self.tables, *r),
             })
@@ -365,12 +374,15 @@ impl Daemon {
         for queues in by_port.values_mut() {
             queues.sort_by_key(|q| q.queue);
         }
+        self.lost.borrow_mut().look();
+        let lost = self.lost.borrow();
         let ports = self.attacher.attached().map(|a| PortRow {
             port: a.port.id.0,
             name: a.port.name.to_string(),
             role: role(a.port.role).to_owned(),
             mode: Some(a.mode.as_str().to_owned()),
             zero_copy: a.zero_copy,
+            receiver_full: lost.of(a.port.ifindex),
             queues: by_port.remove(&a.port.id).unwrap_or_default(),
         });
         let counters = self.attacher.redirect.counters().map_err(internal)?;
@@ -400,6 +412,16 @@ impl Daemon {
         let ages = self.attacher.engine.beat_ages();
         ages.into_iter().enumerate().filter(|(_, age)| *age >= super::WORKER_STALLED).map(|(w, _)| w)
     }
+}
+
+/// Why a worker that sent together does so no more.
+pub(super) fn gave_up(worker: usize, stats: &WorkerStats) -> Option<String> {
+    let number = Some(stats.outbox_given_up.load(Relaxed)).filter(|number| *number != 0)?;
+    let error = std::io::Error::from_raw_os_error(number);
+    Some(format!(
+        "workers.transmit: worker {worker} sends by its sockets from now on: too many calls in a row to send \
+         together failed, the last one by: {error}"
+    ))
 }
 
 fn node_runtime(id: NodeId, stats: &[&WorkerStats]) -> NodeRuntime {

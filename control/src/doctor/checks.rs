@@ -14,6 +14,8 @@ const TELLS_FEATURES: (u32, u32) = (6, 3);
 const LEAST_V6: u32 = 1280;
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
+/// Bytes of kernel memory for a buffer of a UMEM, for each socket on it.
+const TABLE_ENTRY: u64 = 128;
 
 /// Drivers with native XDP in [`OLDEST`], for kernels that do not tell.
 const NATIVE: &[&str] = &[
@@ -60,7 +62,8 @@ const IPC_LOCK: u32 = 14;
 /// Stands for CAP_BPF and CAP_PERFMON too.
 const SYS_ADMIN: u32 = 21;
 
-fn version(release: &str) -> Option<(u32, u32)> {
+/// Major and minor of a kernel's release.
+pub(crate) fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
@@ -172,21 +175,26 @@ pub(super) fn memlock(facts: &Facts, config: &Config, out: &mut Findings) {
 }
 
 pub(super) fn packet_buffers(facts: &Facts, config: &Config, out: &mut Findings) {
-    let memory = &config.memory;
-    let all = u64::from(memory.frames_per_worker).saturating_mul(workers(config));
-    let one = u64::from(memory.arena_frames());
-    // A table of 128 bytes a buffer of its UMEM, for each queue of each pod.
-    let table = |frames: u64| (frames * 128).div_ceil(1 << 10) * workers(config);
-    if all <= one {
-        out.ok(format!("one UMEM: {} KiB of kernel memory a pod", table(all)));
+    let workers = u32::try_from(workers(config)).unwrap_or(u32::MAX);
+    let wanted = config.memory.umem(workers);
+    let (umems, frames) = wanted.division();
+    // A table of all buffers of its UMEM for each queue of each pod, and a queue for each worker.
+    let table = |frames: u32| (u64::from(frames) * TABLE_ENTRY).div_ceil(1 << 10) * u64::from(workers);
+    let of_each = if workers > 1 { format!(" for each of {workers} workers") } else { String::new() };
+    if umems.saturating_mul(workers) == 1 {
+        out.ok(format!("one UMEM of {frames} buffers: {} KiB of kernel memory a pod", table(frames)));
     } else if facts.tap {
-        out.ok(format!("UMEMs of {one} buffers: {} KiB of kernel memory a pod", table(one)));
+        let s = if umems == 1 { "" } else { "s" };
+        out.ok(format!(
+            "{umems} UMEM{s} of {frames} buffers{of_each}: {} KiB of kernel memory a pod",
+            table(frames)
+        ));
     } else {
         out.warning(
             format!(
                 "no tap device can be made: one UMEM, {} KiB of kernel memory a pod instead of {}",
-                table(all),
-                table(one)
+                table(wanted.frames),
+                table(frames)
             ),
             "give the daemon /dev/net/tun (modprobe tun; in a container a mount of /dev/net)",
         );

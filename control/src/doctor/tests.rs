@@ -191,10 +191,23 @@ fn devices() {
     one("systemd-networkd", "", |f| f.networkd = Some(false), "Ok: runs");
     one("systemd-networkd", "", |f| f.networkd = Some(true), "Warning: removes others' routing rules");
     one("systemd-networkd", "[host]\nenabled = false", |f| f.networkd = Some(true), "Ok: removes");
-    one("packet buffers", "", |_| {}, "Ok: UMEMs of 8192 buffers: 1024 KiB of kernel memory a pod");
+    one("packet buffers", "", |_| {}, "Ok: 4 UMEMs of 8192 buffers: 1024 KiB of kernel memory a pod");
     one("packet buffers", "", |f| f.tap = false, "Warning: no tap device can be made: one UMEM, 4096 KiB");
     let one_umem = "[memory]\numem_frames = 65536\n[workers]\ncores = [0, 1]";
-    one("packet buffers", one_umem, |f| f.tap = false, "Ok: one UMEM: 16384 KiB of kernel memory a pod");
+    one(
+        "packet buffers",
+        one_umem,
+        |_| {},
+        "Ok: 1 UMEM of 32768 buffers for each of 2 workers: 8192 KiB of kernel memory a pod",
+    );
+    let without =
+        "Warning: no tap device can be made: one UMEM, 16384 KiB of kernel memory a pod instead of 8192";
+    one("packet buffers", one_umem, |f| f.tap = false, without);
+    let two = "[workers]\ncores = [0, 1]";
+    let of_each = "Ok: 4 UMEMs of 8192 buffers for each of 2 workers: 2048 KiB of kernel memory a pod";
+    one("packet buffers", two, |_| {}, of_each);
+    let small = "[memory]\nframes_per_worker = 8192";
+    one("packet buffers", small, |f| f.tap = false, "Ok: one UMEM of 8192 buffers: 1024 KiB");
     one("reserved ports", "", |f| f.sysctl_writable = false, "Warning: net.ipv4.ip_local_reserved_ports");
 }
 

@@ -10,6 +10,7 @@
 //! | [`uplink`] | which devices lead to other nodes |
 //! | [`ethtool`] | queues and offloads of a device |
 //! | [`features`] | what a driver can do for XDP |
+//! | [`stats`] | what the kernel counts for devices |
 //! | [`nft`] | whose packet filter rules there are |
 //! | [`prepare`] | [`Preparer`]: changes devices for the dataplane, and changes them back |
 //! | [`host`] | [`HostPair`]: the pair into the host's stack, with its routes and rules |
@@ -44,6 +45,7 @@ pub mod route;
 pub mod rule;
 pub(crate) mod saved;
 mod socket;
+pub mod stats;
 pub(crate) mod sysctl;
 pub mod uplink;
 pub mod veth;

@@ -1,11 +1,11 @@
 //! Facts to settings.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
-
-use super::{Core, Machine, Profile, Setting};
+use super::cores::Chosen;
+use super::{Machine, Profile, Setting};
 use crate::attach::max_mtu;
-use crate::config::{Config, Memory, Polling};
+use crate::config::{Config, Memory, Polling, Transmit, Workers};
+use crate::doctor::checks::version;
 
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -13,8 +13,10 @@ const HUGE_PAGE: u64 = 2 << 20;
 const TABLE_ENTRY: u64 = 128;
 /// Fewest buffers of a worker that are advised.
 const FEWEST_FRAMES: u32 = 4096;
-/// Bytes of an entry of the flow tables.
-const ENTRY: [u64; 2] = [64, 128];
+/// Bytes of an entry of the flow tables, with what finds it and with the third that is kept free.
+const ENTRY: [u64; 2] = [100, 196];
+/// The kernel since which it tells which devices take redirected frames.
+const TELLS_TARGETS: (u32, u32) = (6, 3);
 
 /// The configuration for a machine, from a profile or the defaults on: every key that depends on it, with the reason.
 #[must_use]
@@ -74,7 +76,80 @@ impl Advice {
             }
         };
         self.set("workers", "polling", format!("\"{polling}\""), reason.to_owned());
+        self.waiting(machine, base, polling, alone);
+        self.transmit(machine, base);
         u32::try_from(chosen.cores.len().max(1)).unwrap_or(1)
+    }
+
+    /// What a worker does that has nothing to do.
+    fn waiting(&mut self, machine: &Machine, base: &Config, polling: Polling, alone: bool) {
+        let Workers { idle_spin, idle_sleep, busy_poll, .. } = &base.workers;
+        let (spin, reason) = match polling {
+            Polling::Busy => (idle_spin.as_micros(), "Of no effect while polling is busy.".to_owned()),
+            Polling::Adaptive if alone => (
+                0,
+                "The only core: who would send the next packet cannot run while the worker polls.".to_owned(),
+            ),
+            Polling::Adaptive => {
+                let us = idle_spin.as_micros();
+                (
+                    us,
+                    format!(
+                        "Packets that follow within {us} us find the worker awake, which takes its core for that long."
+                    ),
+                )
+            }
+        };
+        self.set("workers", "idle_spin_us", spin, reason);
+        let ms = idle_sleep.as_millis();
+        let wakes = 1000 / ms.max(1);
+        let reason = match polling {
+            Polling::Busy => "Of no effect while polling is busy.".to_owned(),
+            Polling::Adaptive => {
+                format!("Packets wake a worker: without any it looks {wakes} times a second, for timers.")
+            }
+        };
+        self.set("workers", "idle_sleep_ms", ms, reason);
+        let nics: Vec<&str> = machine
+            .uplinks
+            .iter()
+            .filter(|n| n.driver.as_deref().is_some_and(|d| d != "veth") && n.native != Some(false))
+            .map(|n| n.name.as_str())
+            .collect();
+        let reason = match (busy_poll.is_zero(), nics.as_slice()) {
+            (true, []) => "No uplink is a NIC with native XDP, and polling a veth only moves work from the pod's core to the worker's.".to_owned(),
+            (true, nics) => format!(
+                "The kernel receives, on the cores of the interrupts. To have the worker receive from {} itself, try 20, with \
+                 napi_defer_hard_irqs=2 and gro_flush_timeout=200000 in its folder of /sys/class/net.",
+                nics.join(", ")
+            ),
+            (false, _) => "The worker's own calls receive.".to_owned(),
+        };
+        self.set("workers", "busy_poll_us", busy_poll.as_micros(), reason);
+    }
+
+    fn transmit(&mut self, machine: &Machine, base: &Config) {
+        let tells = version(&machine.kernel).is_none_or(|v| v >= TELLS_TARGETS);
+        let (transmit, reason) = match base.workers.transmit {
+            Transmit::Together if tells => (
+                Transmit::Together,
+                format!("Linux {} tells which devices take such frames.", machine.kernel),
+            ),
+            Transmit::Together => {
+                let (major, minor) = TELLS_TARGETS;
+                let reason = format!(
+                    "Linux {} does not tell which devices take frames that are sent together ({major}.{minor} does).",
+                    machine.kernel
+                );
+                (Transmit::Sockets, reason)
+            }
+            Transmit::Sockets => {
+                let reason = "Nothing is kept in the kernel's name for pods that do not read. Where pods are trusted, \"together\" \
+                              (profile throughput) forwards three times as many.";
+                (Transmit::Sockets, reason.to_owned())
+            }
+        };
+        self.set("workers", "transmit", format!("\"{transmit}\""), reason);
     }
 
     fn xdp(&mut self, machine: &Machine) {
@@ -116,8 +191,9 @@ impl Advice {
         let mut frames = wanted.frames_per_worker.max(for_rings.unwrap_or(u32::MAX).min(1 << 20));
         let raised = frames > wanted.frames_per_worker;
         let bytes = |frames: u32| u64::from(frames) * u64::from(frame_size) * u64::from(workers);
+        let share = machine.share(8, 4);
         let mut cut = false;
-        while machine.memory.is_some_and(|memory| bytes(frames) > memory / 8) && frames > FEWEST_FRAMES {
+        while share.as_ref().is_some_and(|(most, _)| bytes(frames) > *most) && frames > FEWEST_FRAMES {
             frames /= 2;
             cut = true;
         }
@@ -125,12 +201,14 @@ impl Advice {
             "{} MiB of packet buffers for {workers} worker(s); a container's memory limit must hold them and the flow table.",
             bytes(frames) >> 20
         );
-        if cut {
-            reason.push_str(" No more than an eighth of the memory.");
-        } else if raised {
-            reason.push_str(&format!(
+        match &share {
+            Some((most, whole)) if cut => {
+                reason.push_str(&format!(" No more than {} MiB of {whole}.", most >> 20));
+            }
+            _ if raised => reason.push_str(&format!(
                 " Raised for {queues} uplink queue(s) of {rx_ring} a worker, and as much on its way."
-            ));
+            )),
+            _ => {}
         }
         self.set("memory", "frames_per_worker", frames, reason);
 
@@ -141,9 +219,16 @@ impl Advice {
         }
 
         let umem = wanted.umem_frames.min(prev_power_of_two(frames));
-        let arena = Memory { umem_frames: umem, rx_ring, ..wanted.clone() }.arena_frames().min(frames);
-        let table = u64::from(arena) * TABLE_ENTRY * u64::from(workers);
-        let reason = format!("Each pod takes {} KiB of kernel memory for it.", table >> 10);
+        let (umems, each) =
+            Memory { umem_frames: umem, rx_ring, frames_per_worker: frames, ..wanted.clone() }
+                .umem(workers)
+                .division();
+        let table = u64::from(each) * TABLE_ENTRY * u64::from(workers);
+        let mut reason = format!("Each pod takes {} KiB of kernel memory for it", table >> 10);
+        reason.push_str(&match umems {
+            1 => "; no packet is copied between two ports of a worker.".to_owned(),
+            _ => format!(", instead of {} with one UMEM a worker; packets between pods of two of the {umems} are copied.", (table * u64::from(umems)) >> 10),
+        });
         self.set("memory", "umem_frames", umem, reason);
 
         let pages = bytes(frames).div_ceil(HUGE_PAGE);
@@ -181,20 +266,32 @@ impl Advice {
         let mut entries = [base.flow.entries_v4, base.flow.entries_v6];
         let bytes =
             |entries: [u32; 2]| entries.iter().zip(ENTRY).map(|(n, size)| u64::from(*n) * size).sum::<u64>();
-        let mut why = "";
-        if let Some(memory) = machine.memory {
-            if profile.is_none() && memory >= 32 << 30 {
-                entries = [1 << 20, 1 << 18];
-                why = " There is memory for many.";
-            }
-            while bytes(entries) > memory / 32 && entries.iter().all(|n| *n > 4096) {
+        let mut why = String::new();
+        if profile.is_none() && machine.limit.is_none() && machine.memory.is_some_and(|m| m >= 32 << 30) {
+            entries = [1 << 20, 1 << 18];
+            why = " There is memory for many.".to_owned();
+        }
+        let share = machine.share(32, 4);
+        if let Some((most, _)) = &share {
+            while bytes(entries) > *most && entries.iter().all(|n| *n > 4096) {
                 entries = entries.map(|n| n / 2);
-                why = " No more than a thirty-second of the memory.";
+                why = format!(" Both tables: no more than {} MiB.", most >> 20);
             }
         }
         for ((key, n), size) in ["entries_v4", "entries_v6"].into_iter().zip(entries).zip(ENTRY) {
-            let kib = (u64::from(n) * size) >> 10;
-            self.set("flow", key, n, format!("{} connections at once, {kib} KiB.{why}", n / 2));
+            let bytes = u64::from(n) * size;
+            let part = match (&share, machine.limit.or(machine.memory)) {
+                (Some((_, whole)), Some(all)) if all > 0 => {
+                    format!(", {:.1} % of {whole}", bytes as f64 / all as f64 * 100.0)
+                }
+                _ => String::new(),
+            };
+            self.set(
+                "flow",
+                key,
+                n,
+                format!("{} connections at once, {} KiB{part}.{why}", n / 2, bytes >> 10),
+            );
         }
     }
 }
@@ -220,90 +317,4 @@ fn rx_ring(machine: &Machine, profile: Option<Profile>, wanted: &Memory) -> (u32
 
 fn prev_power_of_two(n: u32) -> u32 {
     n.checked_ilog2().map_or(1, |log| 1 << log)
-}
-
-/// The cores for workers.
-struct Chosen {
-    cores: Vec<usize>,
-    isolated: bool,
-    reason: String,
-}
-
-impl Chosen {
-    /// One thread of each physical core, near the uplink, the first core left to the system.
-    fn of(machine: &Machine, profile: Option<Profile>) -> Self {
-        let nothing = |reason: &str| Self { cores: Vec::new(), isolated: false, reason: reason.to_owned() };
-        let Some(first) = machine.cores.first() else {
-            return nothing("Which cores there are could not be read: one worker on the last one.");
-        };
-        if machine.cores.len() == 1 {
-            return nothing("There is one core, which the worker shares with everything else.");
-        }
-        let mut reason = Vec::new();
-        let nodes: BTreeSet<usize> = machine.cores.iter().filter_map(|c| c.node).collect();
-        let near =
-            machine.uplinks.iter().find_map(|n| n.node).filter(|n| nodes.contains(n) && nodes.len() > 1);
-        let near_enough = |c: &&Core| near.is_none() || c.node == near;
-        let isolated = machine.cores.iter().any(|c| c.isolated && near_enough(&c));
-        let eligible = machine.cores.iter().filter(near_enough).filter(|c| c.isolated || !isolated);
-        // One of each physical core; the one with the system's first processor is the system's.
-        let mut taken: BTreeSet<usize> = if isolated { BTreeSet::new() } else { first.siblings.clone() };
-        let mut physical = Vec::new();
-        for core in eligible {
-            if !core.siblings.iter().any(|id| taken.contains(id)) {
-                taken.extend(&core.siblings);
-                physical.push(core);
-            }
-        }
-        if physical.is_empty() {
-            // The only physical core has two threads: better the second than the first.
-            physical.extend(machine.cores.last());
-        }
-        // With the one left out.
-        let all = physical.len() + usize::from(!isolated);
-        let wanted = match profile {
-            _ if isolated => physical.len(),
-            None | Some(Profile::Dense) => (all / 4).clamp(1, 4),
-            Some(Profile::Throughput) => (all / 2).clamp(1, 8),
-            Some(Profile::Latency) => (all / 4).clamp(1, 2),
-            Some(Profile::Small) => 1,
-        };
-        let queues = machine.uplinks.iter().map(|n| n.queues).max();
-        // A second one has pods to serve also where the uplink has one queue.
-        let most = queues.map_or(usize::MAX, |q| q.max(2));
-        let count = wanted.min(most).min(physical.len()).max(1);
-        let chosen = physical.split_at(physical.len() - count).1;
-        reason.push(format!("{count} of {} cores.", machine.cores.len()));
-        if isolated {
-            reason.push("They are isolated from the scheduler.".to_owned());
-        } else {
-            reason.push(
-                "The first is left to the system; isolate these (isolcpus=, or a cpuset) for steady latency."
-                    .to_owned(),
-            );
-        }
-        if let Some(node) = near {
-            reason.push(format!("On NUMA node {node}, where the uplink is."));
-        }
-        if wanted > most {
-            reason.push(format!("No more than the uplink has queues ({most})."));
-        }
-        let siblings: Vec<String> = chosen
-            .iter()
-            .flat_map(|c| c.siblings.iter().filter(|s| **s != c.id))
-            .map(ToString::to_string)
-            .collect();
-        if !siblings.is_empty() {
-            reason.push(format!(
-                "Their siblings {} share the same physical cores: keep others off them.",
-                siblings.join(" ")
-            ));
-        }
-        if let Some(q) = queues.filter(|q| *q > count) {
-            reason.push(format!(
-                "The uplink has {q} queues, so a worker has several: `ethtool -L` can lower them to {count}."
-            ));
-        }
-        Self { cores: chosen.iter().map(|c| c.id).collect(), isolated, reason: reason.join(" ") }
-    }
 }

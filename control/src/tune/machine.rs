@@ -51,8 +51,10 @@ pub struct Machine {
     pub kernel: String,
     /// Processors that are online and that this process may use.
     pub cores: Vec<Core>,
-    /// Bytes of memory, or what this process's control group may take of it.
+    /// Bytes of memory.
     pub memory: Option<u64>,
+    /// Bytes that the control groups of this process may take, where that is less.
+    pub limit: Option<u64>,
     /// Free pages of 2 MB.
     pub huge_pages: Option<u64>,
     /// Devices of the default routes.
@@ -116,12 +118,18 @@ impl Machine {
             let node = nodes.iter().find(|(_, cpus)| cpus.contains(&id)).map(|(node, _)| *node);
             Core { id, isolated: isolated.contains(&id), siblings, node }
         };
-        // Not every system has one, and that of the root group has no limit.
-        let limit = fs::read_to_string(root.join("sys/fs/cgroup/memory.max")).ok();
-        let limit = limit.and_then(|t| t.trim().parse::<u64>().ok());
-        let memory = [total, limit].into_iter().flatten().min();
+        let limit = limit(root).filter(|limit| total.is_none_or(|total| *limit < total));
         let cores = online.intersection(allowed).map(|id| core(*id)).collect();
-        Self { kernel, cores, memory, huge_pages, uplinks: Vec::new(), unread }
+        Self { kernel, cores, memory: total, limit, huge_pages, uplinks: Vec::new(), unread }
+    }
+
+    /// Bytes that one thing should take at the most, and of what that is a part: a part of the machine's memory, which is for
+    /// others too, or of the limit of the control group, which is ours.
+    pub(super) fn share(&self, of_machine: u64, of_limit: u64) -> Option<(u64, String)> {
+        let machine = self.memory.map(|all| (all / of_machine, all, "memory"));
+        let limit = self.limit.map(|all| (all / of_limit, all, "memory that the control group may take"));
+        let (most, all, what) = [machine, limit].into_iter().flatten().min()?;
+        Some((most, format!("the {} MiB of {what}", all >> 20)))
     }
 
     /// What was seen, for people.
@@ -142,6 +150,9 @@ impl Machine {
             let pages = self.huge_pages.map(|n| format!(", {n} free pages of 2 MB")).unwrap_or_default();
             lines.push(format!("Memory: {} MiB{pages}", bytes >> 20));
         }
+        if let Some(bytes) = self.limit {
+            lines.push(format!("Memory limit of the control group: {} MiB", bytes >> 20));
+        }
         for nic in &self.uplinks {
             let Nic { name, queues, mtu, .. } = nic;
             let driver = nic.driver.as_deref().unwrap_or("unknown");
@@ -151,6 +162,28 @@ impl Machine {
         }
         lines
     }
+}
+
+/// The least memory limit of this process's control groups, from its own up to the root; in a container the root is its own.
+fn limit(root: &Path) -> Option<u64> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut limits = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let (base, file) = match controllers {
+            "" => ("sys/fs/cgroup", "memory.max"),
+            list if list.split(',').any(|c| c == "memory") => {
+                ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        for group in Path::new(path.trim_start_matches('/')).ancestors() {
+            let text = fs::read_to_string(root.join(base).join(group).join(file));
+            limits.extend(text.ok().and_then(|t| t.trim().parse::<u64>().ok()));
+        }
+    }
+    limits.into_iter().min()
 }
 
 /// A device, from the kernel's view and below `root`.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `machine` | what is looked at: cores, memory, uplinks; and where it is read |
 //! | `advise` | facts to settings: pure |
+//! | `cores` | which cores get a worker |
 //! | `profile` | the ready profiles of `configs/profiles` |
 //! | `print` | settings as a configuration file |
 //!
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod advise;
+mod cores;
 mod machine;
 mod print;
 mod profile;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Config, Polling};
+use crate::config::{Config, Polling, Transmit};
 
 /// Cores with so many threads each, evenly on the nodes; siblings are numbered as Linux does, all first threads first.
 fn cores(physical: usize, threads: usize, nodes: usize) -> Vec<Core> {
@@ -37,6 +37,7 @@ fn machine(cores: Vec<Core>, memory: u64, uplink: Nic) -> Machine {
         kernel: "6.12.0".to_owned(),
         cores,
         memory: Some(memory),
+        limit: None,
         huge_pages: Some(0),
         uplinks: vec![uplink],
         unread: Vec::new(),
@@ -71,6 +72,7 @@ fn one_core_is_shared() {
         let (keys, config) = tuned(&machine(cores(1, 1, 1), GIB, nic(1, None)), profile);
         assert_eq!(keys["workers.cores"], "[]");
         assert_eq!(config.workers.polling, Polling::Adaptive, "{profile:?}");
+        assert!(config.workers.idle_spin.is_zero(), "who would send the next packet needs the core");
     }
 }
 
@@ -168,7 +170,7 @@ fn drivers_and_mtu() {
 #[test]
 fn little_memory_and_nothing_known() {
     let (_, config) = tuned(&machine(cores(2, 1, 1), 128 << 20, nic(1, None)), None);
-    assert_eq!((config.memory.frames_per_worker, config.flow.entries_v4), (8192, 32_768));
+    assert_eq!((config.memory.frames_per_worker, config.flow.entries_v4), (8192, 16_384));
     assert!(config.memory.rx_ring <= config.memory.frames_per_worker / 4);
     for profile in [None].into_iter().chain(Profile::ALL.map(Some)) {
         tuned(&Machine::default(), profile);
@@ -177,6 +179,61 @@ fn little_memory_and_nothing_known() {
     odd.unread.push("a\nkey = 1".to_owned());
     odd.kernel = "x\r\n[memory]\nrx_ring = 3".to_owned();
     tuned(&odd, None);
+}
+
+#[test]
+fn a_worker_that_waits_says_how() {
+    let mut m = machine(cores(4, 1, 1), 16 * GIB, nic(2, Some(25_000)));
+    assert_eq!(tuned(&m, None).1.workers.idle_spin, Config::default().workers.idle_spin);
+    assert!(reason(&m, None, "workers.idle_spin_us").contains("within 50 us"));
+    assert!(reason(&m, None, "workers.idle_sleep_ms").contains("10 times a second"));
+    assert!(reason(&m, Some(Profile::Latency), "workers.idle_spin_us").contains("no effect"));
+    assert!(reason(&m, None, "workers.busy_poll_us").contains("from eth0 itself"));
+    m.uplinks[0].driver = Some("veth".to_owned());
+    assert!(reason(&m, None, "workers.busy_poll_us").contains("No uplink is a NIC"));
+}
+
+#[test]
+fn what_is_sent_together_takes_a_kernel_that_tells() {
+    let mut m = machine(cores(4, 1, 1), 16 * GIB, nic(2, None));
+    let transmit = |m: &Machine, profile| tuned(m, profile).1.workers.transmit;
+    assert_eq!(transmit(&m, Some(Profile::Throughput)), Transmit::Together);
+    assert!(reason(&m, Some(Profile::Throughput), "workers.transmit").contains("Linux 6.12.0 tells"));
+    m.kernel = "6.1.0-18-amd64".to_owned();
+    assert_eq!(transmit(&m, Some(Profile::Throughput)), Transmit::Sockets);
+    assert!(reason(&m, Some(Profile::Throughput), "workers.transmit").contains("6.3 does"));
+    assert_eq!(transmit(&m, None), Config::default().workers.transmit);
+}
+
+#[test]
+fn each_umem_more_is_less_for_a_pod_and_copies() {
+    let m = machine(cores(8, 1, 1), 16 * GIB, nic(2, None));
+    let why = reason(&m, None, "memory.umem_frames");
+    assert!(why.contains("takes 2048 KiB") && why.contains("instead of 8192"), "two workers: {why}");
+    assert!(why.contains("two of the 4 are copied"), "{why}");
+    assert!(reason(&m, Some(Profile::Latency), "memory.umem_frames").contains("no packet is copied"));
+}
+
+/// A container's memory limit holds both the flow table and the packet buffers.
+#[test]
+fn the_flow_table_by_the_limit_of_the_control_group() {
+    let mut m = machine(cores(4, 1, 1), 64 * GIB, nic(2, None));
+    assert_eq!(tuned(&m, None).1.flow.entries_v4, 1 << 20, "there is memory for many");
+    m.limit = Some(GIB);
+    let (_, config) = tuned(&m, None);
+    assert_eq!((config.flow.entries_v4, config.flow.entries_v6), (262_144, 65_536));
+    let why = reason(&m, None, "flow.entries_v4");
+    assert!(why.contains("131072 connections at once, 25600 KiB, 2.4 % of the 1024 MiB"), "{why}");
+    assert!(why.contains("control group may take"), "{why}");
+    assert_eq!(tuned(&m, Some(Profile::Throughput)).1.flow.entries_v4, 1 << 20, "149 MiB of 256");
+    m.limit = Some(256 << 20);
+    let (_, config) = tuned(&m, Some(Profile::Throughput));
+    assert_eq!((config.flow.entries_v4, config.flow.entries_v6), (262_144, 65_536));
+    assert!(reason(&m, Some(Profile::Throughput), "flow.entries_v6").contains("no more than 64 MiB"));
+    assert_eq!(config.memory.frames_per_worker, 16_384, "64 MiB for two workers");
+    // A limit that is hardly one: the machine has the say.
+    m.limit = Some(60 * GIB);
+    assert_eq!(m.share(32, 4).unwrap().0, 2 * GIB);
 }
 
 /// What is on file is what the program has, and is right: every key is known, differs from the default and says why.
@@ -227,16 +284,28 @@ fn files_of_the_kernel() {
     write("sys/devices/system/cpu/cpu1/topology/thread_siblings_list", "1,3\n");
     write("sys/devices/system/node/node0/cpulist", "0-1\n");
     write("sys/devices/system/node/node1/cpulist", "2-3\n");
+    // A container sees its own group as the root; elsewhere groups above have a say too.
+    write("proc/self/cgroup", "0::/system.slice/fastpath.service\n");
     write("sys/fs/cgroup/memory.max", "1073741824\n");
+    write("sys/fs/cgroup/system.slice/memory.max", "max\n");
     let m = Machine::of(&root, &[1, 3, 9].into());
     let ids: Vec<_> = m.cores.iter().map(|c| (c.id, c.isolated, c.node)).collect();
     assert_eq!(ids, [(1, false, Some(0)), (3, true, Some(1))], "online and allowed");
     assert_eq!(m.cores[0].siblings, [1, 3].into());
-    assert_eq!((m.memory, m.huge_pages), (Some(GIB), None));
+    assert_eq!((m.memory, m.limit, m.huge_pages), (Some(2 * GIB), Some(GIB), None));
+    assert!(m.summary().contains(&"Memory limit of the control group: 1024 MiB".to_owned()));
     let unread = m.unread.join("\n");
     assert!(unread.contains("the kernel's release") && unread.contains("pages of 2 MB"), "{unread}");
+    write("sys/fs/cgroup/system.slice/fastpath.service/memory.max", "536870912\n");
+    assert_eq!(Machine::of(&root, &[0].into()).limit, Some(GIB / 2));
+    // Version 1, and what says that there is none.
+    write("proc/self/cgroup", "4:cpu,cpuacct:/a\n3:memory:/kube\n");
+    write("sys/fs/cgroup/memory/kube/memory.limit_in_bytes", "268435456\n");
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    assert_eq!(Machine::of(&root, &[0].into()).limit, Some(GIB / 4));
+    write("proc/self/cgroup", "0::/\n");
     write("sys/fs/cgroup/memory.max", "max\n");
-    assert_eq!(Machine::of(&root, &[0].into()).memory, Some(2 * GIB));
+    assert_eq!(Machine::of(&root, &[0].into()).limit, None);
     std::fs::remove_dir_all(&root).unwrap();
 }
 
@@ -249,12 +318,14 @@ fn machines() -> impl Strategy<Value = Machine> {
         cores,
         prop::collection::vec(nic, 0..3),
         prop::option::of(1u64 << 26..1 << 40),
+        prop::option::of(1u64 << 26..1 << 34),
         prop::option::of(0u64..10_000),
     )
-        .prop_map(|(cores, uplinks, memory, huge_pages)| Machine {
+        .prop_map(|(cores, uplinks, memory, limit, huge_pages)| Machine {
             kernel: "6.1.0".to_owned(),
             cores,
             memory,
+            limit,
             huge_pages,
             uplinks,
             unread: Vec::new(),
@@ -277,7 +348,10 @@ proptest! {
         }
         let memory = &config.memory;
         let bytes = u64::from(memory.frames_per_worker) * u64::from(memory.frame_size) * cores.len().max(1) as u64;
-        prop_assert!(memory.frames_per_worker <= 4096 || m.memory.is_none_or(|all| bytes <= all / 8));
+        let fits = |bytes, of: u64| m.memory.is_none_or(|all| bytes <= all / of) && m.limit.is_none_or(|all| bytes <= all / 4);
+        prop_assert!(memory.frames_per_worker <= 4096 || fits(bytes, 8));
+        let flow = u64::from(config.flow.entries_v4) * 100 + u64::from(config.flow.entries_v6) * 196;
+        prop_assert!(config.flow.entries_v4.min(config.flow.entries_v6) <= 4096 || fits(flow, 32));
         prop_assert!(memory.rx_ring.saturating_mul(4) <= memory.frames_per_worker);
         prop_assert!(!memory.huge_pages || m.huge_pages.is_some_and(|free| free * (2 << 20) >= bytes));
     }

@@ -264,21 +264,19 @@ fn a_next_hop_changes_its_mac() {
         std::thread::sleep(Duration::from_millis(1200));
         // The kernel of b announces it (arp_notify, ndisc_notify).
         lab.node("b").ns.ip([format!("link set {UPLINK} address {}", mac_text(new))]);
-        eventually("pods reach each other again", PATIENCE * 4, || {
+        // A packet or two may be lost on the way, and from some moment on both sides use it and nothing else.
+        eventually("every packet is addressed to and from the new MAC", PATIENCE * 4, || {
+            let capture = Capture::start(&lab.fabric, "to-b").unwrap();
             let (a, _, ip) = lab.between("a1", "b1", Family::V4);
-            icmp::reachable(a, ip).then_some(())
+            let answered = icmp::reachable(a, ip);
+            let seen = capture.stop();
+            let mut tunnelled = views(&seen).filter(|(_, v)| v.vxlan().is_some()).peekable();
+            let all = tunnelled.peek().is_some()
+                && tunnelled.all(|(outgoing, v)| new == if outgoing { v.macs.0 } else { v.macs.1 });
+            (answered && all).then_some(())
         });
         everything_crosses(&lab, "a1", "b1");
         everything_crosses(&lab, "b2", "a2");
-        // It may take a moment until both sides use it, and from then on they use nothing else.
-        eventually("every packet is addressed to and from the new MAC", PATIENCE * 2, || {
-            let capture = Capture::start(&lab.fabric, "to-b").unwrap();
-            lightly_crosses(&lab, "a1", "b1");
-            let seen = capture.stop();
-            let mut tunnelled = views(&seen).filter(|(_, v)| v.vxlan().is_some()).peekable();
-            assert!(tunnelled.peek().is_some());
-            tunnelled.all(|(outgoing, v)| new == if outgoing { v.macs.0 } else { v.macs.1 }).then_some(())
-        });
     }
 }
 
@@ -308,11 +306,20 @@ fn a_route_changes() {
     assert!(carried() < before + 50, "the second router carries nothing yet");
     lab.node("a").ns.exec("ip", &["route", "replace", "192.168.78.0/24", "via", "192.168.77.253"]);
     let before = carried();
-    eventually("the second router carries it", PATIENCE * 2, || {
-        everything_crosses(&lab, "a1", "b1");
-        (carried() > before + 100).then_some(())
+    // The first packet of all waits for nobody to be resolved.
+    let asks = || {
+        let (a, _, ip) = lab.between("a1", "b1", Family::V4);
+        icmp::reachable(a, ip)
+    };
+    eventually("the second router is asked", PATIENCE * 2, || {
+        (asks() && carried() > before + 5).then_some(())
     });
+    everything_crosses(&lab, "a1", "b1");
+    assert!(carried() > before + 100, "the second router carries it");
     lab.node("a").ns.exec("ip", &["route", "del", "192.168.78.0/24"]);
-    std::thread::sleep(Duration::from_millis(500));
+    eventually("the second router is left", PATIENCE * 2, || {
+        let before = carried();
+        (asks() && asks() && carried() == before).then_some(())
+    });
     everything_crosses(&lab, "a1", "b1");
 }

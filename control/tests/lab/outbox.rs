@@ -11,6 +11,7 @@ use fastpath_xdp::outbox::Sender;
 use crate::harness::lab::Lab;
 use crate::harness::ns::NetNs;
 use crate::harness::spec::{Family, LabSpec};
+use crate::operation::{metrics, value};
 use crate::traffic::capture::{Capture, views};
 use crate::traffic::frame::{Addresses, udp};
 use crate::traffic::{PATIENCE, eventually};
@@ -51,7 +52,9 @@ impl Pairs {
 }
 
 fn outbox(sender: &mut Sender) -> Outbox {
-    Outbox::new(sender.program().unwrap(), sender.memory().as_fd()).unwrap()
+    let mut outbox = Outbox::new(sender.program().unwrap(), sender.memory().as_fd()).unwrap();
+    outbox.set_lanes(3);
+    outbox
 }
 
 /// The n-th packet: bytes that tell it from all others, however long.
@@ -82,7 +85,7 @@ fn packets_arrive_as_they_were_put() {
     let mut number = 0u32;
     for round in 0..24u32 {
         // Full, nearly empty, and between.
-        let count = [Outbox::SLOTS, 1, 2, 63, 64, 65][round as usize % 6];
+        let count = [Outbox::SLOTS, 1, 2, 63, 64, 65, 257][round as usize % 7];
         for n in 0..count {
             number += 1;
             let span = Outbox::LONGEST - 60 + 1;
@@ -90,10 +93,10 @@ fn packets_arrive_as_they_were_put() {
             let bytes = packet(number, len);
             if n % 7 == 6 {
                 // Lost, and nothing else is.
-                assert!(outbox.put(0x7fff_0000, &bytes));
+                assert!(outbox.put(2, 0x7fff_0000, &bytes));
             } else {
                 let to = usize::from(number.is_multiple_of(3));
-                assert!(outbox.put(indexes[to], &bytes));
+                assert!(outbox.put(u16::try_from(to).unwrap(), indexes[to], &bytes));
                 want[to].push(bytes);
             }
         }
@@ -123,16 +126,17 @@ fn limits() {
     let mut outbox = outbox(&mut sender);
     assert_eq!(outbox.send().0, 0, "nothing was put");
     let long = packet(1, Outbox::LONGEST + 1);
-    assert!(!outbox.put(1, &long));
-    assert!(!outbox.put(1, &long[..Outbox::SHORTEST - 1]));
+    assert!(!outbox.put(0, 1, &long));
+    assert!(!outbox.put(0, 1, &long[..Outbox::SHORTEST - 1]));
+    assert!(!outbox.put(3, 1, &long[..64]), "no such lane");
     for _ in 0..Outbox::SLOTS {
-        assert!(outbox.put(0x7fff_0000, &long[..Outbox::SHORTEST]));
+        assert!(outbox.put(2, 0x7fff_0000, &long[..Outbox::SHORTEST]));
     }
-    assert!(!outbox.put(1, &long[..64]), "full");
+    assert!(!outbox.put(0, 1, &long[..64]), "full");
     let (sent, result) = outbox.send();
     result.unwrap();
     assert_eq!(sent, Outbox::SLOTS);
-    assert!(outbox.put(1, &long[..64]), "empty again");
+    assert!(outbox.put(0, 1, &long[..64]), "empty again");
 }
 
 /// The program runs at its full speed from the first call on: it is in the kernel's dispatcher.
@@ -143,7 +147,7 @@ fn a_call_waits_for_nothing() {
     let start = Instant::now();
     for _ in 0..100 {
         for _ in 0..64 {
-            assert!(outbox.put(0x7fff_0000, &packet(1, 60)));
+            assert!(outbox.put(0, 0x7fff_0000, &packet(1, 60)));
         }
         outbox.send().1.unwrap();
     }
@@ -151,47 +155,61 @@ fn a_call_waits_for_nothing() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
-/// A burst from one pod to another: the daemon sends it by the outbox, once the pod's end takes such frames, and by its
-/// sockets again when it does not any more.
-#[test]
-fn bursts_between_pods() {
-    let lab = Lab::start(LabSpec { transmit: "together", ..LabSpec::default() });
-    let (from, to) = (lab.pod("a1"), lab.pod("a2"));
-    let node = lab.node("a");
-    let redirected = || {
-        let ports = node.cli().json(&["show", "ports"]);
-        let rows = crate::harness::cli::rows(&ports);
-        let row = rows.iter().find(|p| p["name"] == "fp-a2").expect("the pod's port");
-        row["queues"]
-            .as_array()
-            .expect("queues")
-            .iter()
-            .filter_map(|q| q["tx_redirected"].as_u64())
-            .sum::<u64>()
-    };
-    let frame = udp(
-        Addresses {
+/// Bursts from pod a1 to pod a2 of a node that sends together.
+struct Bursts<'a> {
+    lab: &'a Lab,
+    frame: Vec<u8>,
+}
+
+impl<'a> Bursts<'a> {
+    fn new(lab: &'a Lab) -> Self {
+        let (from, to) = (lab.pod("a1"), lab.pod("a2"));
+        let addresses = Addresses {
             from_mac: from.ns.mac("eth0"),
             to_mac: [0xee; 6],
             from: from.ip(Family::V4),
             to: to.ip(Family::V4),
-        },
-        (2000, 3000),
-        &packet(7, 700),
-    );
-    let burst = |count: u32| {
-        let capture =
-            Capture::start_matching(&to.ns, "eth0", |s| !s.outgoing && s.bytes.len() > 700).unwrap();
-        from.ns.run(|| {
+        };
+        Self { lab, frame: udp(addresses, (2000, 3000), &packet(7, 700)) }
+    }
+
+    /// The row of the receiver's port.
+    fn port(&self) -> serde_json::Value {
+        let ports = self.lab.node("a").cli().json(&["show", "ports"]);
+        let rows = crate::harness::cli::rows(&ports);
+        rows.iter().find(|p| p["name"] == "fp-a2").expect("the pod's port").clone()
+    }
+
+    /// Packets sent to it together.
+    fn redirected(&self) -> u64 {
+        let port = self.port();
+        port["queues"].as_array().expect("queues").iter().filter_map(|q| q["tx_redirected"].as_u64()).sum()
+    }
+
+    fn capture(&self) -> Capture {
+        let to = &self.lab.pod("a2").ns;
+        Capture::start_matching(to, "eth0", |s| !s.outgoing && s.bytes.len() > 700).unwrap()
+    }
+
+    /// Sends so many packets, each of another source port from 2000 on, and that so many times.
+    fn send(&self, packets: u32, count: u32) {
+        self.lab.pod("a1").ns.run(|| {
             let mut generator = Generator::new("eth0").unwrap();
             generator.set_flows(Flows { flows: 64, ports: 64, to_many: false });
             for _ in 0..count {
-                generator.send(&frame, 64).unwrap();
+                generator.send(&self.frame, packets).unwrap();
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
+    }
+
+    /// Sends, and sees that all of it arrives.
+    fn arrive(&self, count: u32) {
+        let capture = self.capture();
+        self.send(64, count);
         let all = u64::from(count) * 64;
         eventually("every packet", PATIENCE, || (capture.count() >= all).then_some(()));
+        let (from, to) = (self.lab.pod("a1"), self.lab.pod("a2"));
         let seen = capture.stop();
         let mut by_port = BTreeMap::<u16, u32>::new();
         for (_, view) in views(&seen) {
@@ -202,16 +220,93 @@ fn bursts_between_pods() {
         }
         let want: BTreeMap<u16, u32> = (2000..2064).map(|port| (port, count)).collect();
         assert_eq!(by_port, want);
-    };
-    to.ns.exec("ethtool", &["-K", "eth0", "gro", "on"]);
-    eventually("that bursts are sent together", PATIENCE, || {
-        burst(4);
-        (redirected() > 0).then_some(())
-    });
-    to.ns.exec("ethtool", &["-K", "eth0", "gro", "off"]);
+    }
+
+    /// Sends until it goes together.
+    fn until_together(&self) {
+        self.lab.pod("a2").ns.exec("ethtool", &["-K", "eth0", "gro", "on"]);
+        eventually("that bursts are sent together", PATIENCE, || {
+            self.arrive(4);
+            (self.redirected() > 0).then_some(())
+        });
+    }
+}
+
+/// How worker 0 of node a sends, as `status` and the metrics say it; both are the same.
+fn transmit(lab: &Lab) -> String {
+    let way =
+        lab.node("a").cli().status().0["workers"][0]["transmit"].as_str().expect("how it sends").to_owned();
+    let metric = value(&metrics(lab), "fastpath_worker_sends_together", &[("worker", "0")]);
+    assert_eq!(metric > 0.0, way == "together");
+    way
+}
+
+/// A burst from one pod to another: the daemon sends it by the outbox, once the pod's end takes such frames, and by its
+/// sockets again when it does not any more.
+#[test]
+fn bursts_between_pods() {
+    let lab = Lab::start(LabSpec { transmit: "together", ..LabSpec::default() });
+    assert_eq!(transmit(&lab), "together");
+    let bursts = Bursts::new(&lab);
+    bursts.until_together();
+    lab.pod("a2").ns.exec("ethtool", &["-K", "eth0", "gro", "off"]);
     // Until the daemon has seen it, bursts may be lost: that is said where this is documented.
     std::thread::sleep(Duration::from_secs(4));
-    let before = redirected();
-    burst(4);
-    assert_eq!(redirected(), before);
+    let before = bursts.redirected();
+    bursts.arrive(4);
+    assert_eq!(bursts.redirected(), before);
+    let status = lab.node("a").cli().json(&["status"]);
+    let port = status["ports"].as_array().expect("ports").iter().find(|p| p["name"] == "fp-a2");
+    let notes = &port.expect("the pod's port")["notes"];
+    assert!(notes.to_string().contains("full vectors leave by the socket"), "{notes}");
+}
+
+/// A pod whose kernel does not take packets off its ring: what does not fit is a drop with a name, to the packet.
+#[test]
+fn what_a_receiver_does_not_take_has_a_name() {
+    let lab = Lab::start(LabSpec { transmit: "together", ..LabSpec::default() });
+    let bursts = Bursts::new(&lab);
+    bursts.until_together();
+    let lost = || {
+        let drops = lab.node("a").cli().json(&["show", "drops"]);
+        let rows = crate::harness::cli::rows(&drops);
+        let row = rows.iter().find(|d| d["reason"] == "receiver_full").expect("the reason");
+        let (all, port) = (row["packets"].as_u64(), bursts.port()["receiver_full"].as_u64());
+        assert_eq!(all, port, "lost at one port, and said of that one");
+        all.expect("a number")
+    };
+    assert_eq!(lost(), 0);
+    // After some work, but less than the 64 packets of a turn, NAPI is not run again for a second: a ring holds 256.
+    let stall = "mount -t sysfs none /sys && cd /sys/class/net/eth0 && echo 1 > napi_defer_hard_irqs && \
+                 echo 1000000000 > gro_flush_timeout";
+    lab.pod("a2").ns.exec("unshare", &["--mount", "sh", "-c", stall]);
+    let before = bursts.redirected();
+    let capture = bursts.capture();
+    bursts.send(60, 16);
+    let all = 16 * 60;
+    eventually("every packet, or its loss", PATIENCE, || (capture.count() + lost() == all).then_some(()));
+    assert!(capture.count() >= 256, "{} arrived", capture.count());
+    assert!(lost() > 256, "{} were lost", lost());
+    assert_eq!(bursts.redirected() - before, all);
+    let samples = metrics(&lab);
+    #[expect(clippy::cast_possible_truncation, reason = "a count")]
+    let count = |name, labels: &[(&str, &str)]| value(&samples, name, labels) as u64;
+    assert_eq!(count("fastpath_drops_total", &[("reason", "receiver_full")]), lost());
+    let fault = [("device", "fp-a2"), ("fault", "receiver_full")];
+    assert_eq!(count("fastpath_port_faults_total", &fault), lost());
+}
+
+/// Without the capability that it takes, the daemon sends by its sockets, and says so.
+#[test]
+fn who_may_not_send_together_says_so() {
+    let all_but_that = &["net_admin", "net_raw", "bpf", "perfmon", "ipc_lock", "net_broadcast"];
+    let mut lab =
+        Lab::start(LabSpec { transmit: "together", capabilities: Some(all_but_that), ..LabSpec::default() });
+    assert_eq!(transmit(&lab), "sockets");
+    let said = "workers.transmit: worker 0 sends by its sockets only: ";
+    let complaints = lab.node("a").cli().status().complaints();
+    assert_eq!(complaints.matches(said).count(), 1, "{complaints}");
+    let log = lab.node_mut("a").daemon().log_text();
+    assert_eq!(log.matches(said).count(), 1, "{log}");
+    Bursts::new(&lab).arrive(4);
 }

@@ -129,6 +129,9 @@ drop_reasons! {
     LinkDown = "link_down",
     /// The tx ring of the port stayed full.
     TxRingFull = "tx_ring_full",
+    /// A pod's end of its veth did not take it: its ring was full, as it receives too slowly. Counted by the kernel, which
+    /// counts what others send there too (`tx_dropped` of the device); `show ports` says where.
+    ReceiverFull = "receiver_full",
     /// The queue to the worker that owns the port was full.
     HandoffFull = "handoff_full",
     /// No free frame to receive into or to answer with.

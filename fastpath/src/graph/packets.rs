@@ -15,6 +15,8 @@ pub const VECTOR: usize = 256;
 pub enum Source {
     /// Itself.
     Keep,
+    /// Its own address, on a port of the reserved range, which no other connection of the node has.
+    Port,
     /// This node's address, on a port of the reserved range: replies come back here.
     Node,
     /// The pods' gateway: a pod that reaches itself through a service must see a stranger.

@@ -12,22 +12,23 @@
 
 use super::snat::leaves;
 use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, VECTOR, count_flow, count_rules};
-use crate::packet::{FlowKey, Meta, proto};
+use crate::packet::{FlowKey, Ip, Meta, proto};
 use crate::snapshot::Snapshot;
 use crate::tables::flow::Transform;
-use crate::tables::policy::{Asked, Direction, GroupId, RuleId, Rules};
+use crate::tables::policy::{Asked, Direction, GroupId, RuleId, Rules, Spot};
 use crate::wire::icmp::ErrorKind;
 use crate::wire::tcp::control;
 
 /// The node, with room for what is known of each packet of a vector between its steps.
 #[derive(Debug)]
 pub struct Policy {
-    asked: Vec<Ends>,
+    expected: Vec<Ends<Spot>>,
+    asked: Vec<Ends<Asked>>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { asked: Vec::with_capacity(VECTOR) }
+        Self { expected: Vec::with_capacity(VECTOR), asked: Vec::with_capacity(VECTOR) }
     }
 }
 
@@ -42,10 +43,15 @@ impl Node for Policy {
 
     /// Step by step: what one packet waits for from memory, all do at once.
     fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        self.expected.clear();
         self.asked.clear();
         for &i in input {
             let setup = cx.packets.setup(i);
-            self.asked.push(Ends::ask(cx.snap, &setup.original, &setup.translated));
+            self.expected.push(Ends::fetch(cx.snap, setup.original.src, setup.translated.dst));
+        }
+        for (&i, ends) in input.iter().zip(&self.expected) {
+            let setup = cx.packets.setup(i);
+            self.asked.push(ends.ask(cx.snap, setup.original.src, setup.translated.dst));
         }
         for (&i, ends) in input.iter().zip(&self.asked) {
             let setup = cx.packets.setup(i);
@@ -59,22 +65,33 @@ impl Node for Policy {
 /// What becomes of a packet on which policies, asked as it goes, gave this verdict.
 #[inline]
 fn conclude(cx: &mut Context<'_>, i: u16, verdict: Result<Rules, Denied>) -> Next {
-    let (setup, meta) = (*cx.packets.setup(i), *cx.packets.meta(i));
-    let (setup, verdict) = if cx.restarted && may_turn(cx.snap, &setup, &meta) {
-        pick_up(cx.snap, setup, &meta)
-    } else {
-        (setup, verdict)
-    };
+    if cx.restarted {
+        let (setup, meta) = (*cx.packets.setup(i), *cx.packets.meta(i));
+        if may_turn(cx.snap, &setup, &meta) {
+            let (setup, verdict) = pick_up(cx.snap, setup, &meta);
+            if verdict.is_ok() {
+                *cx.packets.setup_mut(i) = setup;
+            }
+            return settle(cx, i, verdict);
+        }
+    }
+    settle(cx, i, verdict)
+}
+
+/// Takes over the verdict on a packet.
+#[inline]
+fn settle(cx: &mut Context<'_>, i: u16, verdict: Result<Rules, Denied>) -> Next {
     match verdict {
         Ok(rules) => {
-            *cx.packets.setup_mut(i) = Setup { rules, ..setup };
+            cx.packets.setup_mut(i).rules = rules;
             Next::Snat
         }
         Err(denied) => {
+            let (setup, len) = (*cx.packets.setup(i), cx.packets.meta(i).l3_len);
             if setup.stale.is_some() {
                 revoke(cx, &setup, denied);
             }
-            count_rules(cx.rules, denied.rules, meta.l3_len);
+            count_rules(cx.rules, denied.rules, len);
             count_flow(cx.rules, denied.rules);
             refuse(cx.snap, denied.reason())
         }
@@ -96,22 +113,32 @@ fn pick_up(snap: &Snapshot, setup: Setup, meta: &Meta) -> (Setup, Result<Rules, 
 
 /// What is known of both ends of a connection before the rules are asked; `None` for an end that is no pod here.
 #[derive(Clone, Copy, Debug)]
-struct Ends {
-    egress: Option<(GroupId, Asked)>,
-    ingress: Option<(GroupId, Asked)>,
+struct Ends<T> {
+    egress: Option<(GroupId, T)>,
+    ingress: Option<(GroupId, T)>,
 }
 
-impl Ends {
+impl Ends<Spot> {
     #[inline]
-    fn ask(snap: &Snapshot, original: &FlowKey, translated: &FlowKey) -> Self {
-        let (src, dst) = (original.src, translated.dst);
-        let ask = |direction, own, peer| {
-            let group = snap.group(own)?;
-            Some((group, snap.policy.ask(group, direction, own, peer)))
-        };
-        Self { egress: ask(Direction::Egress, src, dst), ingress: ask(Direction::Ingress, dst, src) }
+    fn fetch(snap: &Snapshot, src: Ip, dst: Ip) -> Self {
+        let end = |own, peer| Some((snap.group(own)?, snap.policy.fetch(peer)));
+        Self { egress: end(src, dst), ingress: end(dst, src) }
     }
 
+    #[inline]
+    fn ask(&self, snap: &Snapshot, src: Ip, dst: Ip) -> Ends<Asked> {
+        let ask = |end: Option<(GroupId, Spot)>, direction, own, peer| {
+            let (group, spot) = end?;
+            Some((group, snap.policy.ask_at(group, direction, own, peer, spot)))
+        };
+        Ends {
+            egress: ask(self.egress, Direction::Egress, src, dst),
+            ingress: ask(self.ingress, Direction::Ingress, dst, src),
+        }
+    }
+}
+
+impl Ends<Asked> {
     #[inline]
     fn answer(&self, snap: &Snapshot, proto: u8, dport: u16) -> Result<Rules, Denied> {
         let mut rules = Rules::NONE;
@@ -157,7 +184,8 @@ pub(super) fn refuse(snap: &Snapshot, reason: DropReason) -> Next {
 
 /// The rules that allow a connection, or the one that denies it.
 fn judge(snap: &Snapshot, original: &FlowKey, translated: &FlowKey) -> Result<Rules, Denied> {
-    Ends::ask(snap, original, translated).answer(snap, original.proto, translated.dport)
+    let (src, dst) = (original.src, translated.dst);
+    Ends::fetch(snap, src, dst).ask(snap, src, dst).answer(snap, original.proto, translated.dport)
 }
 
 /// Whether the packet is of a connection whose beginning was not seen, and that either end may have opened.

@@ -126,7 +126,7 @@ impl Route {
         let lately = self.exhausted.lately(&translated, cx.now);
         let searched = match (lately, setup.source) {
             (false, _) => usize::MAX,
-            (true, Source::Node) => 0,
+            (true, Source::Node | Source::Port) => 0,
             // Its own port.
             (true, Source::Keep | Source::Gateway) => 1,
         };

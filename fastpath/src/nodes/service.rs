@@ -9,11 +9,11 @@
 //! Limit: each worker remembers the affinity of 16,384 clients; see [`Affinity`].
 #![forbid(unsafe_code)]
 
-use crate::graph::{Context, DropReason, Next, Node, NodeId, Setup, Source};
+use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, Source};
 use crate::packet::{Ip, flags, proto};
 use crate::snapshot::PortRole;
 use crate::tables::affinity::Affinity;
-use crate::tables::service::{Backend, Found, Frontend};
+use crate::tables::service::{AT_ONCE, Backend, Found, Frontend};
 use crate::wire::icmp::ErrorKind;
 
 /// Sets of the affinity table.
@@ -33,6 +33,17 @@ impl Default for Service {
 
 impl Node for Service {
     const ID: NodeId = NodeId::Service;
+
+    /// Some at a time, what they will read fetched for all of them before.
+    fn run(&mut self, cx: &mut Context<'_>, input: &[u16], lists: &mut Lists) {
+        for some in input.chunks(AT_ONCE) {
+            cx.snap.services.fetch(some.iter().map(|i| &cx.packets.setup(*i).original));
+            for &i in some {
+                let next = self.one(cx, i);
+                lists.push(cx, i, next);
+            }
+        }
+    }
 
     fn one(&mut self, cx: &mut Context<'_>, i: u16) -> Next {
         let setup = *cx.packets.setup(i);

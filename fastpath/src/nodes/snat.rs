@@ -7,6 +7,9 @@
 //! - What the node itself sends through us takes its address and a port of the range too where the answer would else
 //!   come to the kernel and not to us: to a service's backend by an uplink without a tunnel, or from an address that
 //!   other nodes do not know.
+//! - Its TCP and SCTP connections through a service take a port of the range in any case. After a restart without flows
+//!   nothing else keeps one apart from a connection straight to the same backend: the kernel gives one port to both,
+//!   as their destinations differ, and does so often, since it goes on from the range it leaves out to the next free port.
 //! - What is sent to the node itself comes from the gateway where the kernel would else answer past us: from the node's
 //!   own addresses, and from outside to a process of the node behind a service.
 //! - Everything else keeps its source; so does a flow that exists.
@@ -61,6 +64,7 @@ impl Node for Snat {
         let source = wanted(cx.snap, &meta, &setup);
         let addr = match source {
             Source::Keep => return Next::Route,
+            Source::Port => original.src,
             Source::Gateway if original.src.is_v4() => GATEWAY_V4,
             Source::Gateway => GATEWAY_V6,
             Source::Node => match snat.address(original.src.is_v4()) {
@@ -97,6 +101,7 @@ fn wanted(snap: &Snapshot, meta: &Meta, setup: &Setup) -> Source {
         // link-local address (RFC 6724 5, rule 2), which is no address of the flow. Nor is it one that another node
         // answers to: a process there may reach itself through a service here.
         Source::Gateway if !src.is_v4() || !snap.local.contains_key(&dst) => Source::Node,
+        Source::Keep if is_host_connection(snap, meta, setup) => Source::Port,
         source => source,
     }
 }
@@ -125,6 +130,13 @@ fn is_lost_by_host(snap: &Snapshot, meta: &Meta, setup: &Setup) -> bool {
         && !snap.local.contains_key(&dst)
         && (snap.snat.address(src.is_v4()) != Some(src)
             || translated && snap.egress(dst).is_ok_and(|e| e.tunnel == NO_INDEX))
+}
+
+/// Whether the host opens a connection through a service.
+fn is_host_connection(snap: &Snapshot, meta: &Meta, setup: &Setup) -> bool {
+    matches!(meta.proto, proto::TCP | proto::SCTP)
+        && (setup.original.dst, setup.original.dport) != (setup.translated.dst, setup.translated.dport)
+        && snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Host)
 }
 
 /// Whether a connection is one of a pod of this node to the outside. What the host forwards by other devices keeps
@@ -173,7 +185,7 @@ impl<'a> Candidates<'a> {
             inside: FlowKey { dst: original.src, dport: 0, ..*original },
             size: u32::from(snat.last.saturating_sub(snat.first)) + 1,
             step: None,
-            at: (source == Source::Node).then_some(0),
+            at: matches!(source, Source::Node | Source::Port).then_some(0),
         }
     }
 

@@ -64,8 +64,14 @@ impl Maglev {
     #[inline]
     #[must_use]
     pub fn lookup(&self, hash: u64) -> u16 {
+        self.slot(hash).copied().unwrap_or(0)
+    }
+
+    /// The slot of a flow hash.
+    #[inline]
+    pub(super) fn slot(&self, hash: u64) -> Option<&u16> {
         let size = u64::try_from(self.slots.len()).unwrap_or(1).max(1);
-        usize::try_from(hash % size).ok().and_then(|at| self.slots.get(at)).copied().unwrap_or(0)
+        usize::try_from(hash % size).ok().and_then(|at| self.slots.get(at))
     }
 
     /// The table: the backend of each slot.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::Lpm;
+use super::flow::prefetch;
 use super::maglev::Maglev;
 use crate::packet::{FlowKey, Ip};
 
@@ -46,7 +47,12 @@ impl Spread {
     #[inline]
     #[must_use]
     pub fn choose(&self, key: &FlowKey) -> Option<Backend> {
-        self.backends.get(usize::from(self.maglev.lookup(key.hash(CHOICE)))).copied()
+        self.backend(key.hash(CHOICE)).copied()
+    }
+
+    #[inline]
+    fn backend(&self, hash: u64) -> Option<&Backend> {
+        self.backends.get(usize::from(self.maglev.lookup(hash)))
     }
 
     /// The backend for every connection of a client.
@@ -151,6 +157,11 @@ pub struct ServiceTable {
     pub nodes: HashSet<Ip>,
 }
 
+/// Most connections of one [`ServiceTable::fetch`].
+pub const AT_ONCE: usize = 32;
+/// With fewer frontends than this nothing is worth fetching: all is in the caches.
+const MANY: usize = 256;
+
 /// What a destination is to the services.
 #[derive(Clone, Copy, Debug)]
 pub enum Found<'a> {
@@ -179,6 +190,24 @@ impl ServiceTable {
             + self.nodes.allocation_size()
             + frontends().map(of_frontend).sum::<usize>()
             + spreads.into_iter().map(of_spread).sum::<usize>()
+    }
+
+    /// Starts to bring into the cache what [`ServiceTable::find`] and the choice among all backends will read for these
+    /// connections, [`AT_ONCE`] of them at most: what one waits for from memory, all do at once.
+    pub fn fetch<'k>(&self, keys: impl Iterator<Item = &'k FlowKey>) {
+        if self.frontends.len() < MANY {
+            return;
+        }
+        let mut ahead: [Option<(&Frontend, u64)>; AT_ONCE] = [None; AT_ONCE];
+        for (place, key) in ahead.iter_mut().zip(keys) {
+            let frontend = self.frontends.get(&(key.dst, key.proto, key.dport));
+            *place = frontend.map(|f| (&**f, key.hash(CHOICE)));
+            frontend.into_iter().for_each(|f| prefetch(&**f));
+        }
+        let spreads = || ahead.iter().flatten().filter_map(|(f, hash)| Some((f.all.as_deref()?, *hash)));
+        spreads().for_each(|(spread, _)| prefetch(spread));
+        spreads().for_each(|(spread, hash)| spread.maglev.slot(hash).into_iter().for_each(prefetch));
+        spreads().for_each(|(spread, hash)| spread.backend(hash).into_iter().for_each(prefetch));
     }
 
     /// Looks a connection's destination up.

@@ -37,6 +37,7 @@ impl Worker {
         if some_quiet && !due && self.packets.is_empty() {
             self.receive_quiet(most, SCANNED);
         }
+        self.full = self.packets.len() >= most;
         let received = self.packets.len() as u64;
         if received > 0 {
             record(stats, NodeId::Rx, received, self.clock.raw().wrapping_sub(start));

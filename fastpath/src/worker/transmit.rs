@@ -1,27 +1,38 @@
 //! The end of a pass: what the graph sends leaves, one kick for a port or, from so many packets on, one call for all.
 #![forbid(unsafe_code)]
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use super::Worker;
-use crate::graph::{DropReason, NodeId, count_drop, record};
+use super::receive::touch;
+use crate::graph::{DropReason, NodeId, VECTOR, count_drop, record};
+use crate::io::xsk::Outbox;
 use crate::stats::WorkerStats;
 
 /// Tries to place a port's frames in its tx ring before they are dropped.
 const TX_TRIES: usize = 4;
 /// Packets from which one call of the outbox costs less than the ports' sockets: measured, see bench/README.md.
 const OUTBOX_FROM: usize = 24;
-/// Calls of the outbox that may fail in a row before it is given up: this kernel cannot do it.
+/// Full vectors that one call of the outbox may hold: those of a flood hold few packets each that go on.
+const OUTBOX_PASSES: u8 = 4;
+/// Calls of the outbox that may fail in a row before it is given up.
 const OUTBOX_FAILURES: u8 = 8;
 
 impl Worker {
     /// Sends what the ports have been given; what does not fit after a few tries is dropped.
     pub(super) fn transmit(&mut self, stats: &WorkerStats) {
-        if self.sending.is_empty() {
+        if self.sending.is_empty() && self.outbox.as_ref().is_none_or(|o| o.queued() == 0) {
             return;
         }
         let start = self.clock.raw();
         let mut sent = self.transmit_together(stats);
         for at in self.sending.drain(..) {
             let Some(local) = self.ports.get_mut(usize::from(at)) else { continue };
+            if local.out.is_empty() {
+                continue;
+            }
+            // It has frames to give back at the end of the pass.
+            touch(&mut self.touched, local, at);
             for _ in 0..TX_TRIES {
                 if local.out.is_empty() {
                     break;
@@ -43,52 +54,64 @@ impl Worker {
         }
     }
 
-    /// Sends by the outbox what may go that way, if it is enough; returns how many went.
+    /// Puts into the outbox what may go that way, if it is enough, and sends it; returns how many packets that were.
     ///
-    /// The order within a port stays: a port whose socket has packets waiting is left out, and what does not go into
-    /// the outbox goes by the socket after it.
+    /// While vectors are full, up to [`OUTBOX_PASSES`] of them go in one call: with many ports, the fewer calls the more
+    /// packets each receiver has at once. The order within a port stays: a port whose socket has packets waiting is left
+    /// out, and before a socket sends what does not go into the outbox, the outbox is emptied.
     fn transmit_together(&mut self, stats: &WorkerStats) -> u64 {
         let Some(outbox) = &mut self.outbox else { return 0 };
         let snap = self.snapshots.load();
         let mut together = 0;
         for at in &self.sending {
             let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
-            local.staged = 0;
             local.redirect = snap.port(local.id).and_then(|p| p.redirect).filter(|_| local.port.settled());
             together += if local.redirect.is_some() { local.out.len() } else { 0 };
         }
-        if together < OUTBOX_FROM {
-            return 0;
-        }
-        for at in &self.sending {
-            let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
-            let Some(device) = local.redirect else { continue };
-            local.staged = local.out.iter().take_while(|f| outbox.put(device.get(), f.data())).count();
-        }
-        let (sent, result) = outbox.send();
-        let mut left = sent as usize;
-        for at in &self.sending {
-            let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
-            let gone = core::mem::take(&mut local.staged).min(left);
-            left -= gone;
-            let mut bytes = 0;
-            for frame in local.out.drain(..gone) {
-                bytes += frame.len() as u64;
-                self.pool.put(frame);
+        let mut count = 0;
+        if together >= OUTBOX_FROM || outbox.queued() > 0 {
+            for at in &self.sending {
+                let Some(local) = self.ports.get_mut(usize::from(*at)) else { continue };
+                let Some(device) = local.redirect else { continue };
+                let fits = local.out.iter().take_while(|f| outbox.put(*at, device.get(), f.data())).count();
+                let mut bytes = 0;
+                for frame in local.out.drain(..fits) {
+                    bytes += frame.len() as u64;
+                    self.pool.put(frame);
+                }
+                local.port.redirected(fits as u64, bytes);
+                count += fits as u64;
             }
-            local.port.redirected(gone as u64, bytes);
         }
+        let ports = &self.ports;
+        let all = self.sending.iter().all(|at| ports.get(usize::from(*at)).is_none_or(|l| l.out.is_empty()));
+        let queued = outbox.queued();
+        if queued == 0 {
+            return count;
+        }
+        let room = Outbox::SLOTS - queued;
+        self.held += 1;
+        if self.full && all && self.held < OUTBOX_PASSES && room as usize >= VECTOR {
+            return count;
+        }
+        self.held = 0;
+        let (sent, result) = outbox.send();
         stats.outbox_calls.add(1);
         stats.outbox_packets.add(u64::from(sent));
-        if result.is_ok() {
+        let Err(error) = result else {
             self.outbox_failures = 0;
-        } else {
-            stats.outbox_errors.add(1);
-            self.outbox_failures += 1;
-            if self.outbox_failures >= OUTBOX_FAILURES {
-                self.outbox = None;
-            }
+            return count;
+        };
+        stats.outbox_errors.add(1);
+        for _ in sent..queued {
+            count_drop(stats, DropReason::TxRingFull);
         }
-        u64::from(sent)
+        self.outbox_failures += 1;
+        if self.outbox_failures >= OUTBOX_FAILURES {
+            self.outbox = None;
+            stats.outbox_given_up.store(error.raw_os_error().unwrap_or(libc::EIO), Relaxed);
+            stats.sends_together.store(false, Relaxed);
+        }
+        count
     }
 }

@@ -26,12 +26,14 @@ static OUTBOX: Array<Slot> = Array::with_max_entries(SLOTS + 1, MAPPED);
 /// not there, is down or takes no redirected frames loses the packet.
 #[xdp]
 pub(crate) fn send(ctx: XdpContext) -> u32 {
-    let Some(cursor) = OUTBOX.get_ptr_mut(0) else { return XDP_ABORTED };
-    // SAFETY: a map's value is there for as long as the program runs; user space writes it between runs.
+    let Some(order) = OUTBOX.get_ptr_mut(0) else { return XDP_ABORTED };
+    // SAFETY: a map's value is there for as long as the program runs; user space writes it between runs. The entry's
+    // data has room for as many numbers as there are slots, and is at an even address.
     let next = unsafe {
-        let next = (*cursor).ifindex;
-        (*cursor).ifindex = next.wrapping_add(1);
-        next
+        let sent = (*order).ifindex;
+        (*order).ifindex = sent.wrapping_add(1);
+        let numbers = (&raw const (*order).data).cast::<u16>();
+        u32::from(*numbers.add((sent & (SLOTS - 1)) as usize))
     };
     if next == 0 {
         return XDP_DROP;

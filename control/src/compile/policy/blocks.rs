@@ -7,9 +7,11 @@ use fastpath::packet::Ip;
 use fastpath::tables::Prefix;
 use fastpath::tables::policy::ClassId;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use ipnet::IpNet;
 
 use super::classes::PeerSetId;
+use super::few::Few;
 use crate::model::IpBlock;
 
 /// The prefixes of all blocks in force. The longest one that holds an address says everything of it.
@@ -24,8 +26,10 @@ pub(super) struct Blocks {
     /// The blocks of each peer set.
     of_set: HashMap<PeerSetId, Vec<(BlockId, IpBlock)>>,
     next: BlockId,
-    /// Blocks of one address and nothing excepted, apart from the others: nothing can lie in them. Each time a set has one.
-    hosts: BTreeMap<Ip, Vec<PeerSetId>>,
+    /// Blocks of one address and nothing excepted, apart from the others: nothing can lie in them. Those of a set go all at once.
+    hosts: HashMap<Ip, Few<PeerSetId>>,
+    /// Their addresses in order, as they were when last asked for; empty when others came since.
+    sorted_hosts: Vec<Ip>,
     /// Addresses that such blocks came to or went from.
     dirty_hosts: Vec<Ip>,
     /// Prefixes that blocks came to or went from since [`Blocks::settle`].
@@ -64,9 +68,7 @@ impl Blocks {
             return;
         }
         if let Some(ip) = host_of(block) {
-            self.hosts.entry(ip).or_default().push(set);
-            self.dirty_hosts.push(ip);
-            return;
+            return self.add_host(set, ip);
         }
         self.next += 1;
         let id = self.next;
@@ -84,19 +86,10 @@ impl Blocks {
         }
     }
 
-    /// Removes a block of a peer set that [`Blocks::add`] was told of; those that are not of one address all at once.
+    /// Removes a block of a peer set that [`Blocks::add`] was told of. All blocks of a set go together.
     pub(super) fn remove(&mut self, set: PeerSetId, block: &IpBlock) {
         if let Some(ip) = host_of(block) {
-            if let Some(sets) = self.hosts.get_mut(&ip) {
-                if let Some(at) = sets.iter().position(|s| *s == set) {
-                    sets.swap_remove(at);
-                }
-                if sets.is_empty() {
-                    self.hosts.remove(&ip);
-                }
-            }
-            self.dirty_hosts.push(ip);
-            return;
+            return self.remove_host(set, ip);
         }
         for (id, block) in self.of_set.remove(&set).unwrap_or_default() {
             self.owners.remove(&id);
@@ -107,6 +100,25 @@ impl Blocks {
                 }
             }
         }
+    }
+
+    /// Adds the block of one address.
+    pub(super) fn add_host(&mut self, set: PeerSetId, ip: Ip) {
+        self.hosts.entry(ip).or_default().push(set);
+        self.sorted_hosts.clear();
+        self.dirty_hosts.push(ip);
+    }
+
+    /// Removes a block of one address that a set was added with.
+    pub(super) fn remove_host(&mut self, set: PeerSetId, ip: Ip) {
+        if let Entry::Occupied(mut sets) = self.hosts.entry(ip) {
+            sets.get_mut().retain(|s| *s != set);
+            if sets.get().is_empty() {
+                sets.remove();
+                self.sorted_hosts.clear();
+            }
+        }
+        self.dirty_hosts.push(ip);
     }
 
     /// The edge of a prefix, made if there is none, and to be looked at.
@@ -199,31 +211,43 @@ impl Blocks {
     }
 
     /// Addresses in `region` that have blocks of their own.
-    pub(super) fn hosts_in(&self, region: Prefix) -> impl Iterator<Item = Ip> + '_ {
-        self.hosts.range(region.addr()..=region.last()).map(|(ip, _)| *ip)
+    pub(super) fn hosts_in(&mut self, region: Prefix) -> impl Iterator<Item = Ip> + '_ {
+        if self.sorted_hosts.len() != self.hosts.len() {
+            self.sorted_hosts = self.hosts.keys().copied().collect();
+            self.sorted_hosts.sort_unstable();
+        }
+        let from = self.sorted_hosts.partition_point(|ip| *ip < region.addr());
+        let rest = self.sorted_hosts.get(from..).unwrap_or_default();
+        rest.iter().copied().take_while(move |ip| *ip <= region.last())
     }
 
-    /// The peer sets that hold an address by a block, sorted.
-    pub(super) fn sets(&self, ip: Ip) -> Vec<PeerSetId> {
-        let around = (!self.edges.is_empty()).then(|| self.longest(ip.is_v4(), ip.bits(), u8::MAX)).flatten();
-        let mut sets = around.map(|(_, e)| e.sets.clone()).unwrap_or_default();
-        if let Some(own) = self.hosts.get(&ip) {
-            sets.extend(own);
+    /// Whether an address has to have an entry of its own, because a block of one address begins or ends here, or because
+    /// it is `known` for other reasons; if so, `sets` is added the peer sets that hold it by a block, sorted. `painted`
+    /// gives those of the longest block around it, as the tables say it that [`Blocks::within`] was painted into.
+    pub(super) fn sets<'a>(
+        &self,
+        ip: Ip,
+        known: bool,
+        painted: impl FnOnce() -> &'a [PeerSetId],
+        sets: &mut Vec<PeerSetId>,
+    ) -> bool {
+        let own = self.hosts.get(&ip);
+        // Edges of one address are not painted.
+        let edges = self.lengths.contains_key(&(ip.is_v4(), if ip.is_v4() { 32 } else { 128 }));
+        if !known && own.is_none() && !(edges && self.edges.contains_key(&place(Prefix::host(ip)))) {
+            return false;
+        }
+        if !edges {
+            sets.extend_from_slice(painted());
+        } else if let Some((_, around)) = self.longest(ip.is_v4(), ip.bits(), u8::MAX) {
+            sets.extend_from_slice(&around.sets);
+        }
+        if let Some(own) = own {
+            sets.extend_from_slice(own);
             sets.sort_unstable();
             sets.dedup();
         }
-        sets
-    }
-
-    /// Whether there is no block.
-    pub(super) fn is_empty(&self) -> bool {
-        self.edges.is_empty() && self.hosts.is_empty()
-    }
-
-    /// Whether a block of one address begins or ends here.
-    pub(super) fn has_host(&self, ip: Ip) -> bool {
-        self.hosts.contains_key(&ip)
-            || !self.edges.is_empty() && self.edges.contains_key(&place(Prefix::host(ip)))
+        true
     }
 
     /// Every prefix in `region`, shorter ones before those in them.
@@ -233,7 +257,7 @@ impl Blocks {
 }
 
 /// The address of a block that has one, and excepts nothing.
-fn host_of(block: &IpBlock) -> Option<Ip> {
+pub(super) fn host_of(block: &IpBlock) -> Option<Ip> {
     let one = block.cidr.prefix_len() == block.cidr.max_prefix_len() && block.except.is_empty();
     let prefix = Prefix::new(block.cidr.addr(), block.cidr.prefix_len()).filter(|_| one)?;
     Some(prefix.addr())

@@ -1,17 +1,21 @@
 //! Peer sets (the peers of one rule) and peer classes (addresses that are in the same peer sets).
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use fastpath::packet::Ip;
 use fastpath::tables::policy::ClassId;
 use hashbrown::{HashMap, HashSet};
 
+use super::blocks::host_of;
+use super::few::Few;
 use super::pods::Pods;
 use super::select::{PodSet, Selections, SetId};
 use crate::model::{IpBlock, Peer, Protocol};
 
-/// One distinct list of peers. Never given out again.
+/// One distinct list of peers. Never given out again while anything knows it; but in the place of a list that goes, one
+/// that comes may have its number: its members changed, which is less than a set and its classes made and forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PeerSetId(u32);
 
@@ -26,9 +30,44 @@ pub(super) enum Member {
     Block(IpBlock),
 }
 
+/// The peers of a peer set. Long policies are mostly of rules for one address, which needs no memory of its own.
+#[derive(Clone, Debug)]
+pub(super) enum Peers {
+    /// A block of one address, nothing excepted.
+    Host(Ip),
+    /// Anything else, sorted, each once.
+    Members(Arc<[Member]>),
+}
+
+impl Peers {
+    fn members(&self) -> &[Member] {
+        match self {
+            Peers::Host(_) => &[],
+            Peers::Members(members) => members,
+        }
+    }
+
+    /// The pod sets among them.
+    pub(super) fn pods(&self) -> impl Iterator<Item = SetId> + '_ {
+        self.members().iter().filter_map(|member| match member {
+            Member::Pods(set) => Some(*set),
+            Member::Block(_) => None,
+        })
+    }
+
+    /// The blocks among them, but for [`Peers::Host`].
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &IpBlock> {
+        self.members().iter().filter_map(|member| match member {
+            Member::Pods(_) => None,
+            Member::Block(block) => Some(block),
+        })
+    }
+}
+
 /// Gives numbers to peer sets and port names, for as long as rules have them.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
+    hosts: HashMap<Ip, PeerSetId>,
     ids: HashMap<Arc<[Member]>, PeerSetId>,
     sets: HashMap<PeerSetId, Users>,
     /// The peer sets that a pod set is in.
@@ -37,34 +76,50 @@ pub(super) struct Interner {
     names: HashMap<(String, Protocol), (NameId, usize)>,
     by_name: HashMap<NameId, (String, Protocol)>,
     next: u32,
-    /// Peer sets that are new since [`Interner::take_changed`].
+    /// Peer sets that are new since [`Interner::take_changed`], or have other members.
     fresh: Vec<PeerSetId>,
+    /// The members that some of them had before.
+    changed: Vec<(PeerSetId, Peers)>,
     /// Those that lost their last user since; they may have another.
-    idle: Vec<PeerSetId>,
+    idle: VecDeque<PeerSetId>,
+    /// Emptied after each use.
+    members: Vec<Member>,
 }
 
 #[derive(Debug)]
 struct Users {
-    members: Arc<[Member]>,
+    peers: Peers,
     count: usize,
+    /// It is in [`Interner::fresh`].
+    fresh: bool,
 }
 
 impl Interner {
     /// The set of a rule's peers, with one user more; the order they are written in is of no account.
+    ///
+    /// # Errors
+    /// When there is none, with its members, for [`Interner::add`] once the sets that are no longer wanted are released.
     pub(super) fn peer_set(
         &mut self,
         selections: &mut Selections,
         pods: &Pods,
         namespace: &str,
         peers: &[Peer],
-    ) -> PeerSetId {
+    ) -> Result<PeerSetId, Peers> {
+        if let [Peer::Block(block)] = peers
+            && let Some(ip) = host_of(block)
+        {
+            return self.known_host(ip);
+        }
         let mut member = |peer: &Peer| match peer {
             Peer::Pods { namespaces, pods: labels } => {
                 Member::Pods(selections.acquire(pods, PodSet::peer(namespace, namespaces, labels)))
             }
             Peer::Block(block) => Member::Block(block.clone()),
         };
-        let mut members: Vec<_> = peers.iter().map(&mut member).collect();
+        let mut members = std::mem::take(&mut self.members);
+        members.clear();
+        members.extend(peers.iter().map(&mut member));
         members.sort_unstable();
         members.dedup_by(|a, b| {
             let double = a == b;
@@ -73,29 +128,91 @@ impl Interner {
             }
             double
         });
-        if let Some(id) = self.ids.get(&members[..]) {
-            for member in &members {
-                if let Member::Pods(set) = member {
-                    selections.release(*set);
-                }
+        let found = if let [Member::Block(block)] = &members[..]
+            && let Some(ip) = host_of(block)
+        {
+            self.known_host(ip)
+        } else if let Some(id) = self.ids.get(&members[..]).copied() {
+            release_pods(&members, selections);
+            self.more(id);
+            Ok(id)
+        } else {
+            Err(Peers::Members(members.drain(..).collect()))
+        };
+        self.members = members;
+        found
+    }
+
+    fn known_host(&mut self, ip: Ip) -> Result<PeerSetId, Peers> {
+        let id = self.hosts.get(&ip).copied().ok_or(Peers::Host(ip))?;
+        self.more(id);
+        Ok(id)
+    }
+
+    /// One user more.
+    fn more(&mut self, id: PeerSetId) {
+        if let Some(users) = self.sets.get_mut(&id) {
+            users.count += 1;
+        }
+    }
+
+    /// The set of the peers that [`Interner::peer_set`] gave, with one user more.
+    pub(super) fn add(&mut self, selections: &mut Selections, peers: Peers) -> PeerSetId {
+        let known = match &peers {
+            Peers::Host(ip) => self.hosts.get(ip),
+            Peers::Members(members) => self.ids.get(members),
+        };
+        if let Some(id) = known.copied() {
+            release_pods(peers.members(), selections);
+            self.more(id);
+            return id;
+        }
+        while let Some(id) = self.idle.pop_front() {
+            let Some(users) = self.sets.get_mut(&id).filter(|users| users.count == 0) else { continue };
+            let before = std::mem::replace(users, Users { peers: peers.clone(), count: 1, fresh: true });
+            self.unfile(id, &before.peers);
+            self.file(id, &peers);
+            if before.fresh {
+                // It came and went before anything heard of it.
+                release_pods(before.peers.members(), selections);
+            } else {
+                self.changed.push((id, before.peers));
+                self.fresh.push(id);
             }
-            if let Some(users) = self.sets.get_mut(id) {
-                users.count += 1;
-            }
-            return *id;
+            return id;
         }
         self.next += 1;
         let id = PeerSetId(self.next);
-        for member in &members {
-            if let Member::Pods(set) = member {
-                self.of_pods.entry(*set).or_default().insert(id);
-            }
-        }
-        let members: Arc<[Member]> = members.into();
-        self.ids.insert(Arc::clone(&members), id);
-        self.sets.insert(id, Users { members, count: 1 });
+        self.file(id, &peers);
+        self.sets.insert(id, Users { peers, count: 1, fresh: true });
         self.fresh.push(id);
         id
+    }
+
+    /// Has a set found by its peers.
+    fn file(&mut self, id: PeerSetId, peers: &Peers) {
+        match peers {
+            Peers::Host(ip) => self.hosts.insert(*ip, id),
+            Peers::Members(members) => self.ids.insert(Arc::clone(members), id),
+        };
+        for set in peers.pods() {
+            self.of_pods.entry(set).or_default().insert(id);
+        }
+    }
+
+    fn unfile(&mut self, id: PeerSetId, peers: &Peers) {
+        match peers {
+            Peers::Host(ip) => self.hosts.remove(ip),
+            Peers::Members(members) => self.ids.remove(members),
+        };
+        for set in peers.pods() {
+            if let Some(sets) = self.of_pods.get_mut(&set) {
+                sets.remove(&id);
+                if sets.is_empty() {
+                    self.of_pods.remove(&set);
+                }
+            }
+        }
     }
 
     /// One user less. The set is there until [`Interner::take_changed`].
@@ -103,37 +220,33 @@ impl Interner {
         if let Some(users) = self.sets.get_mut(&id) {
             users.count = users.count.saturating_sub(1);
             if users.count == 0 {
-                self.idle.push(id);
+                self.idle.push_back(id);
             }
         }
     }
 
-    /// Peer sets that came and went since the last call, with their members. Those of the pod sets in the second list
+    /// Peer sets that came and went since the last call, with their peers. The pod sets in the second list
     /// are still to be released.
-    pub(super) fn take_changed(&mut self) -> [Vec<(PeerSetId, Arc<[Member]>)>; 2] {
-        let mut gone = Vec::new();
-        let (mut fresh, mut idle) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.idle));
+    pub(super) fn take_changed(&mut self) -> [Vec<(PeerSetId, Peers)>; 2] {
+        let (mut fresh, mut gone) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.changed));
+        let mut idle: Vec<_> = self.idle.drain(..).collect();
         idle.sort_unstable();
         idle.dedup();
         for id in idle {
-            let Some(users) = self.sets.get(&id).filter(|u| u.count == 0) else { continue };
-            let members = Arc::clone(&users.members);
-            self.sets.remove(&id);
-            self.ids.remove(&members[..]);
-            for member in members.iter() {
-                let Member::Pods(set) = member else { continue };
-                if let Some(sets) = self.of_pods.get_mut(set) {
-                    sets.remove(&id);
-                    if sets.is_empty() {
-                        self.of_pods.remove(set);
-                    }
-                }
+            if self.sets.get(&id).is_none_or(|users| users.count > 0) {
+                continue;
             }
-            gone.push((id, members));
+            if let Some(users) = self.sets.remove(&id) {
+                self.unfile(id, &users.peers);
+                gone.push((id, users.peers));
+            }
         }
-        fresh.retain(|id| self.sets.contains_key(id));
-        let known = |id: PeerSetId| Some((id, Arc::clone(&self.sets.get(&id)?.members)));
-        [fresh.into_iter().filter_map(known).collect(), gone]
+        let mut known = |id: PeerSetId| {
+            let users = self.sets.get_mut(&id)?;
+            users.fresh = false;
+            Some((id, users.peers.clone()))
+        };
+        [fresh.drain(..).filter_map(&mut known).collect(), gone]
     }
 
     /// The peer sets that the pods of a pod set are in.
@@ -184,6 +297,14 @@ impl Interner {
     }
 }
 
+fn release_pods(members: &[Member], selections: &mut Selections) {
+    for member in members {
+        if let Member::Pods(set) = member {
+            selections.release(*set);
+        }
+    }
+}
+
 /// Port names of a pod that rules use, and the numbers they stand for; sorted.
 pub(super) type Resolution = Vec<(NameId, u16)>;
 
@@ -196,6 +317,16 @@ pub(super) struct Signature {
     pub(super) ports: Resolution,
 }
 
+impl Signature {
+    /// The one set that is all there is.
+    fn one(&self) -> Option<PeerSetId> {
+        match self.sets[..] {
+            [set] if self.ports.is_empty() => Some(set),
+            _ => None,
+        }
+    }
+}
+
 /// Unused classes are forgotten when there are more of them than this and than a half of those in use.
 const SPARE: usize = 64;
 
@@ -205,9 +336,11 @@ const SPARE: usize = 64;
 /// it would be rebuilt each time.
 #[derive(Debug, Default)]
 pub(super) struct Classes {
+    /// Those of one set and no port names, which most are.
+    ones: HashMap<PeerSetId, ClassId>,
     ids: HashMap<Arc<Signature>, ClassId>,
     live: HashMap<ClassId, (Arc<Signature>, usize)>,
-    by_set: HashMap<PeerSetId, Vec<ClassId>>,
+    by_set: HashMap<PeerSetId, Few<ClassId>>,
     by_name: BTreeMap<NameId, BTreeSet<ClassId>>,
     unused: usize,
     next: u32,
@@ -218,16 +351,15 @@ pub(super) struct Classes {
 
 impl Classes {
     /// The class of a signature, with one user more.
-    pub(super) fn acquire(&mut self, signature: Signature) -> ClassId {
+    pub(super) fn acquire(&mut self, signature: &Signature) -> ClassId {
         if signature.sets.is_empty() && signature.ports.is_empty() {
             return ClassId::OTHER;
         }
-        if let Some(id) = self.ids.get(&signature) {
-            if let Some((_, users)) = self.live.get_mut(id) {
-                self.unused -= usize::from(*users == 0);
-                *users += 1;
-            }
-            return *id;
+        let one = signature.one();
+        let known = one.map_or_else(|| self.ids.get(signature), |set| self.ones.get(&set));
+        if let Some(id) = known.copied() {
+            self.acquire_known(id);
+            return id;
         }
         self.next += 1;
         let id = ClassId(self.next);
@@ -239,8 +371,11 @@ impl Classes {
             self.by_name.entry(*name).or_default().insert(id);
             self.touched_names.insert(*name);
         }
-        let signature = Arc::new(signature);
-        self.ids.insert(signature.clone(), id);
+        let signature = Arc::new(signature.clone());
+        match one {
+            Some(set) => self.ones.insert(set, id),
+            None => self.ids.insert(signature.clone(), id),
+        };
         self.live.insert(id, (signature, 1));
         id
     }
@@ -275,7 +410,10 @@ impl Classes {
         let mut sets = HashSet::new();
         for id in dead {
             let Some((signature, _)) = self.live.remove(&id) else { continue };
-            self.ids.remove(&signature);
+            match signature.one() {
+                Some(set) => self.ones.remove(&set),
+                None => self.ids.remove(&signature),
+            };
             sets.extend(signature.sets.iter().copied());
             for (name, _) in &signature.ports {
                 if let Some(classes) = self.by_name.get_mut(name) {
@@ -297,7 +435,7 @@ impl Classes {
     }
 
     pub(super) fn with_set(&self, set: PeerSetId) -> impl Iterator<Item = ClassId> + '_ {
-        self.by_set.get(&set).into_iter().flatten().copied()
+        self.by_set.get(&set).into_iter().flat_map(|classes| classes.iter().copied())
     }
 
     pub(super) fn with_name(&self, name: NameId) -> impl Iterator<Item = ClassId> + '_ {

@@ -6,33 +6,27 @@ use fastpath::tables::policy::{ClassId, PeerInfo};
 
 use super::Compiler;
 use super::blocks::is_host;
-use super::classes::{Member, NameId, Resolution, Signature};
+use super::classes::{NameId, Peers, Resolution, Signature};
 use super::pods::{Changes, Slot};
 
 impl Compiler {
     /// Puts every address and block that may differ from before into its class.
     pub(super) fn sync_classes(&mut self, mut changes: Changes) {
         let [fresh, gone] = self.interner.take_changed();
-        for (_, members) in fresh.iter().chain(&gone) {
-            for member in members.iter() {
-                if let Member::Pods(set) = member {
-                    changes.slots.extend(self.selections.members(*set));
-                }
+        for set in fresh.iter().chain(&gone).flat_map(|(_, peers)| peers.pods()) {
+            changes.slots.extend(self.selections.members(set));
+        }
+        for (id, peers) in &gone {
+            peers.pods().for_each(|set| self.selections.release(set));
+            match peers {
+                Peers::Host(ip) => self.blocks.remove_host(*id, *ip),
+                Peers::Members(_) => peers.blocks().for_each(|block| self.blocks.remove(*id, block)),
             }
         }
-        for (id, members) in &gone {
-            for member in members.iter() {
-                match member {
-                    Member::Pods(set) => self.selections.release(*set),
-                    Member::Block(block) => self.blocks.remove(*id, block),
-                }
-            }
-        }
-        for (id, members) in &fresh {
-            for member in members.iter() {
-                if let Member::Block(block) = member {
-                    self.blocks.add(*id, block);
-                }
+        for (id, peers) in &fresh {
+            match peers {
+                Peers::Host(ip) => self.blocks.add_host(*id, *ip),
+                Peers::Members(_) => peers.blocks().for_each(|block| self.blocks.add(*id, block)),
             }
         }
         if !fresh.is_empty() || !gone.is_empty() {
@@ -48,7 +42,8 @@ impl Compiler {
             addresses.extend(self.pods.addresses());
         }
         self.sync_blocks(&mut addresses);
-        addresses.sort_unstable();
+        // Lists that are mostly in order, one after the other.
+        addresses.sort();
         addresses.dedup();
         for ip in addresses {
             self.classify(ip);
@@ -81,7 +76,7 @@ impl Compiler {
                     addresses.push(prefix.addr());
                     continue;
                 }
-                let class = classes.acquire(Signature { sets: edge.sets.clone(), ports: Vec::new() });
+                let class = classes.acquire(&Signature { sets: edge.sets.clone(), ports: Vec::new() });
                 classes.release(std::mem::replace(&mut edge.class, class));
                 peers.paint(prefix, class);
             }
@@ -92,28 +87,34 @@ impl Compiler {
         let owner = self.pods.owner(ip);
         let node = self.nodes.get(&ip).copied();
         let before = self.table.peers.get(ip);
-        if owner.is_none() && node.is_none() && !self.blocks.has_host(ip) {
-            self.table.peers.remove(ip);
-        } else {
-            let blocks = if self.blocks.is_empty() { Vec::new() } else { self.blocks.sets(ip) };
+        let mut signature = std::mem::take(&mut self.signature);
+        signature.sets.clear();
+        signature.ports.clear();
+        let (peers, classes) = (&self.table.peers, &self.classes);
+        let painted = || classes.signature(peers.block(ip)).map_or(&[][..], |around| &around.sets[..]);
+        if self.blocks.sets(ip, owner.is_some() || node.is_some(), painted, &mut signature.sets) {
             let class = match owner {
-                Some(slot) if blocks.is_empty() && self.egress_names.is_empty() => self.class_of_pod(slot),
+                Some(slot) if signature.sets.is_empty() && self.egress_names.is_empty() => {
+                    self.class_of_pod(slot)
+                }
                 Some(slot) => {
-                    let mut signature = Signature { sets: blocks, ports: Vec::new() };
                     let sets = self.selections.of(slot).iter();
                     signature.sets.extend(sets.flat_map(|set| self.interner.sets_of(*set)));
                     signature.sets.sort_unstable();
                     signature.sets.dedup();
                     signature.ports = self.resolve(slot, |name| self.egress_names.contains_key(&name));
-                    self.classes.acquire(signature)
+                    self.classes.acquire(&signature)
                 }
-                None => self.classes.acquire(Signature { sets: blocks, ports: Vec::new() }),
+                None => self.classes.acquire(&signature),
             };
             let info = PeerInfo { class, node: node.unwrap_or_default() };
             if before != Some(info) {
                 self.table.peers.insert(ip, info);
             }
+        } else if before.is_some() {
+            self.table.peers.remove(ip);
         }
+        self.signature = signature;
         if let Some(before) = before {
             self.classes.release(before.class);
         }
@@ -130,7 +131,7 @@ impl Compiler {
         let mut sets: Vec<_> = pod_sets.iter().flat_map(|set| self.interner.sets_of(*set)).collect();
         sets.sort_unstable();
         sets.dedup();
-        let class = self.classes.acquire(Signature { sets, ports: Vec::new() });
+        let class = self.classes.acquire(&Signature { sets, ports: Vec::new() });
         self.class_of.insert(pod_sets.into(), class);
         class
     }

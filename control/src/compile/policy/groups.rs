@@ -7,8 +7,8 @@ use std::sync::Arc;
 use fastpath::tables::policy::{Direction, Group, GroupId, Matrix, NodeIndex, RuleId};
 use hashbrown::HashMap;
 
-use super::classes::{NameId, PeerSetId, Resolution};
-use super::matrix::{self, CompiledRule};
+use super::classes::{Classes, NameId, PeerSetId, Resolution};
+use super::matrix::{self, CompiledRule, Met};
 use super::pods::Slot;
 use super::{Compiler, Decider, InForce};
 use crate::model::ObjectName;
@@ -29,7 +29,25 @@ pub(super) struct CachedMatrix {
     /// Sorted.
     sets: Vec<PeerSetId>,
     names: BTreeSet<NameId>,
+    /// The peers of each rule, and which classes they are.
+    peers: Vec<Option<PeerSetId>>,
+    met: Arc<Met>,
 }
+
+impl CachedMatrix {
+    /// Whether no class came to its peers or port names.
+    fn untouched(&self, classes: &Classes) -> bool {
+        let sets = if classes.touched_sets.len() < self.sets.len() {
+            !classes.touched_sets.iter().any(|s| self.sets.binary_search(s).is_ok())
+        } else {
+            !self.sets.iter().any(|s| classes.touched_sets.contains(s))
+        };
+        sets && !self.names.iter().any(|n| classes.touched_names.contains(n))
+    }
+}
+
+/// From so many rules on it is worth a look whether only their ports differ from those of another matrix.
+const MANY: usize = 64;
 
 impl Compiler {
     /// One group for each (node, ingress matrix, egress matrix), in order of the endpoints' names.
@@ -100,28 +118,35 @@ impl Compiler {
         };
         let isolated = self.rule_ids.isolation(decider, &first.policy.origin);
         let classes = &self.classes;
-        let untouched = |c: &CachedMatrix| {
-            c.isolated == isolated
-                && if classes.touched_sets.len() < c.sets.len() {
-                    !classes.touched_sets.iter().any(|s| c.sets.binary_search(s).is_ok())
-                } else {
-                    !c.sets.iter().any(|s| classes.touched_sets.contains(s))
+        let cached = before
+            .remove(&key)
+            .filter(|c| c.isolated == isolated && c.untouched(classes))
+            .unwrap_or_else(|| {
+                let own = (direction == Direction::Ingress).then_some(&key.own[..]);
+                let sides = isolating.iter().map(|f| f.side(direction));
+                let rules: Vec<&CompiledRule> = sides.clone().flat_map(|s| &s.rules).collect();
+                let mut sets: Vec<PeerSetId> = sides.clone().flat_map(|s| &s.sets).copied().collect();
+                if isolating.len() > 1 {
+                    sets.sort_unstable();
+                    sets.dedup();
                 }
-                && !c.names.iter().any(|n| classes.touched_names.contains(n))
-        };
-        let cached = before.remove(&key).filter(untouched).unwrap_or_else(|| {
-            let own = (direction == Direction::Ingress).then_some(&key.own[..]);
-            let sides = isolating.iter().map(|f| f.side(direction));
-            let rules: Vec<&CompiledRule> = sides.clone().flat_map(|s| &s.rules).collect();
-            let mut sets: Vec<PeerSetId> = sides.clone().flat_map(|s| &s.sets).copied().collect();
-            if isolating.len() > 1 {
-                sets.sort_unstable();
-                sets.dedup();
-            }
-            let names = sides.flat_map(|s| &s.names).copied().collect();
-            let matrix = Arc::new(matrix::build(&rules, isolated, own, classes));
-            CachedMatrix { matrix, isolated, sets, names }
-        });
+                let names: BTreeSet<NameId> = sides.flat_map(|s| &s.names).copied().collect();
+                let peers: Vec<_> = rules.iter().map(|rule| rule.peers).collect();
+                // One of the same rules but for their ports knows the classes.
+                let like = |(of, c): &(&MatrixKey, &CachedMatrix)| {
+                    of.direction == direction
+                        && c.names.is_empty()
+                        && c.peers == peers
+                        && c.untouched(classes)
+                };
+                let like = before.iter().filter(|_| rules.len() >= MANY && names.is_empty()).find(like);
+                let met = like.map_or_else(
+                    || Arc::new(matrix::meet(&rules, own.is_some(), classes)),
+                    |(_, cached)| Arc::clone(&cached.met),
+                );
+                let matrix = Arc::new(matrix::build(&rules, isolated, own, classes, &met));
+                CachedMatrix { matrix, isolated, sets, names, peers, met }
+            });
         self.matrices.insert(key.clone(), cached);
         Some(key)
     }

@@ -8,6 +8,7 @@ use fastpath::tables::policy::{Cell, ClassId, Matrix, PortFn, PortMap, Row, Rows
 use hashbrown::HashMap;
 
 use super::classes::{Classes, NameId, PeerSetId};
+use super::few::Few;
 use crate::model::Protocol;
 
 /// A rule with its peers and port names numbered.
@@ -17,7 +18,7 @@ pub(super) struct CompiledRule {
     /// `None`: every peer.
     pub(super) peers: Option<PeerSetId>,
     /// Empty: every port of every protocol.
-    pub(super) ports: Vec<(Protocol, CompiledPort)>,
+    pub(super) ports: Few<(Protocol, CompiledPort)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +50,28 @@ impl CompiledRule {
     }
 }
 
-/// Builds the matrix of `rules`, in their order: the first that allows gives its id.
+/// A class, and a rule by its number that has it among its peers; [`NO_RULE`] for a class that has to have a row all the
+/// same. Sorted.
+pub(super) type Met = Vec<(ClassId, u32)>;
+
+const NO_RULE: u32 = u32::MAX;
+
+/// The classes that some of `rules` tell apart; `own` as in [`build`].
+pub(super) fn meet(rules: &[&CompiledRule], own: bool, classes: &Classes) -> Met {
+    let mut met = Vec::with_capacity(rules.len());
+    for (i, rule) in (0u32..).zip(rules) {
+        match rule.peers {
+            Some(set) => met.extend(classes.with_set(set).map(|c| (c, i))),
+            // For a named port even a rule for every peer depends on the peer.
+            None if !own => met.extend(rule.names().flat_map(|n| classes.with_name(n)).map(|c| (c, NO_RULE))),
+            None => {}
+        }
+    }
+    met.sort_unstable();
+    met
+}
+
+/// Builds the matrix of `rules`, in their order: the first that allows gives its id. `met` is what [`meet`] says of them.
 ///
 /// `own` is what port names stand for on the group's own endpoints, for ingress; `None` for egress, where
 /// they stand for what they do on the peer.
@@ -58,38 +80,26 @@ pub(super) fn build(
     isolated: RuleId,
     own: Option<&[(NameId, u16)]>,
     classes: &Classes,
+    met: &Met,
 ) -> Matrix {
-    let mut every_peer = Vec::new();
-    let mut met: Vec<(ClassId, Option<usize>)> = Vec::with_capacity(rules.len());
-    for (i, rule) in rules.iter().enumerate() {
-        match rule.peers {
-            Some(set) => met.extend(classes.with_set(set).map(|c| (c, Some(i)))),
-            None => {
-                every_peer.push(i);
-                // For a named port even a rule for every peer depends on the peer.
-                if own.is_none() {
-                    met.extend(rule.names().flat_map(|n| classes.with_name(n)).map(|c| (c, None)));
-                }
-            }
-        }
-    }
-    met.sort_unstable();
-
+    let every_peer: Vec<usize> =
+        rules.iter().enumerate().filter(|(_, rule)| rule.peers.is_none()).map(|(i, _)| i).collect();
+    let number = |rule: u32| usize::try_from(rule).ok().filter(|_| rule != NO_RULE);
     let names: BTreeSet<NameId> = rules.iter().flat_map(|r| r.names()).collect();
     let mut functions = Vec::new();
     let default = make_row(rules, &every_peer, own.unwrap_or_default(), isolated, &mut functions);
     let mut known = HashMap::<(Vec<usize>, Vec<(NameId, u16)>), Row>::new();
-    let mut rows = Rows::with_capacity(met.len());
+    let mut rows: Vec<(ClassId, Row)> = Vec::with_capacity(met.len());
     for of_class in met.chunk_by(|a, b| a.0 == b.0) {
         let Some((class, first)) = of_class.first() else { continue };
-        if let ([_], [], Some(rule)) = (of_class, &every_peer[..], first.and_then(|i| rules.get(i)))
+        if let ([_], [], Some(rule)) = (of_class, &every_peer[..], number(*first).and_then(|i| rules.get(i)))
             && let Some(row) = simple(rule)
         {
-            rows.insert(*class, row);
+            rows.push((*class, row));
             continue;
         }
         let mut matched: Vec<usize> =
-            of_class.iter().filter_map(|m| m.1).chain(every_peer.iter().copied()).collect();
+            of_class.iter().filter_map(|m| number(m.1)).chain(every_peer.iter().copied()).collect();
         matched.sort_unstable();
         matched.dedup();
         let resolution: Vec<_> = match (own, classes.signature(*class)) {
@@ -101,9 +111,9 @@ pub(super) fn build(
         let row = *known.entry((matched, resolution)).or_insert_with_key(|(matched, resolution)| {
             make_row(rules, matched, own.unwrap_or(resolution), isolated, &mut functions)
         });
-        rows.insert(*class, row);
+        rows.push((*class, row));
     }
-    Matrix::new(Cell::deny(isolated), default, rows, functions)
+    Matrix::new(Cell::deny(isolated), default, rows.into_iter().collect::<Rows>(), functions)
 }
 
 /// The row of one rule alone, if it needs no function.
@@ -156,7 +166,7 @@ fn port_fn(
             // Nothing after it can matter.
             break;
         }
-        for (protocol, port) in &rule.ports {
+        for (protocol, port) in rule.ports.iter() {
             let [tcp, udp, sctp] = &mut spans;
             let spans = match protocol {
                 Protocol::Tcp => tcp,

@@ -25,6 +25,7 @@ mod blocks;
 mod classes;
 mod classify;
 mod counters;
+mod few;
 mod groups;
 mod matrix;
 mod pods;
@@ -35,7 +36,7 @@ mod select;
 mod tests;
 
 use blocks::Blocks;
-use classes::{Classes, Interner, NameId, PeerSetId};
+use classes::{Classes, Interner, NameId, PeerSetId, Peers, Signature};
 use groups::{CachedMatrix, MatrixKey};
 use matrix::{CompiledPort, CompiledRule};
 use pods::{Changes, Pods, Slot};
@@ -88,6 +89,15 @@ impl InForce {
             Direction::Egress => &self.egress,
         }
     }
+
+    /// The rules of one direction as they were written, and as they were compiled.
+    fn rules(&mut self, direction: Direction) -> (&[Rule], &mut [CompiledRule]) {
+        let side = match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        };
+        (self.policy.rules(direction).unwrap_or_default(), &mut side.rules)
+    }
 }
 
 /// The rules of one direction.
@@ -132,6 +142,8 @@ pub struct Compiler {
     table: PolicyTable,
     endpoints: Arc<BTreeMap<ObjectName, GroupId>>,
     next_content: u64,
+    /// Used for one address after the other.
+    signature: Signature,
 }
 
 impl Compiler {
@@ -162,6 +174,7 @@ impl Compiler {
             table: PolicyTable::default(),
             endpoints: Arc::default(),
             next_content: 0,
+            signature: Signature::default(),
         }
     }
 
@@ -175,7 +188,7 @@ impl Compiler {
     pub fn update(&mut self, model: &Model) -> Compiled {
         let given_out = [self.interner.given_out(), self.classes.given_out(), self.selections.given_out()];
         self.rule_ids.begin();
-        if given_out.iter().any(|n| *n > u32::MAX / 2) {
+        if given_out.iter().any(|n| *n > ClassId::MAX.0 / 2) {
             self.begin_anew();
         }
         let before = std::mem::replace(&mut self.seen, model.clone());
@@ -348,18 +361,27 @@ impl Compiler {
     }
 
     /// Numbers the rules of a policy. Those of an index that it had before keep their ids.
-    fn number(&mut self, policy: &Arc<NetworkPolicy>, known: Option<InForce>) -> InForce {
+    fn number(&mut self, policy: &Arc<NetworkPolicy>, mut known: Option<InForce>) -> InForce {
         let mut sides = [Side::default(), Side::default()];
         let mut lens = [0, 0];
-        for ((direction, out), len) in Direction::BOTH.into_iter().zip(&mut sides).zip(&mut lens) {
+        // Peers that no rule in force has.
+        let mut missing: Vec<(usize, usize, Peers)> = Vec::new();
+        for (of, direction) in Direction::BOTH.into_iter().enumerate() {
+            let (Some(out), Some(len)) = (sides.get_mut(of), lens.get_mut(of)) else { continue };
             let rules = policy.rules(direction).unwrap_or_default();
-            let ids = known.as_ref().map(|k| k.side(direction).rules.as_slice()).unwrap_or_default();
+            let (before, ids) = known.as_mut().map(|k| k.rules(direction)).unwrap_or_default();
             *len = rules.len();
             out.rules.reserve_exact(rules.len());
             for (index, rule) in rules.iter().enumerate() {
-                let id = match ids.get(index) {
+                let (mut same, mut peers) = (false, None);
+                let id = match ids.get_mut(index) {
                     Some(known) => {
                         self.rule_ids.keep(known.id, &rule.origin);
+                        same = before.get(index).is_some_and(|b| b.peers == rule.peers);
+                        if same {
+                            // It passes from the one to the other.
+                            peers = known.peers.take();
+                        }
                         known.id
                     }
                     None => {
@@ -367,17 +389,32 @@ impl Compiler {
                         self.rule_ids.give(decider, &rule.origin)
                     }
                 };
-                let compiled = self.compile_rule(&policy.name.namespace, direction, rule, id);
-                out.sets.extend(compiled.peers);
+                if !same && !rule.peers.is_empty() {
+                    let (selections, namespace) = (&mut self.selections, &policy.name.namespace);
+                    match self.interner.peer_set(selections, &self.pods, namespace, &rule.peers) {
+                        Ok(set) => peers = Some(set),
+                        Err(peers) => missing.push((of, index, peers)),
+                    }
+                }
+                let compiled = self.compile_rule(direction, rule, id, peers);
                 out.names.extend(compiled.names());
                 out.rules.push(compiled);
             }
-            out.sets.sort_unstable();
-            out.sets.dedup();
         }
         // After the new rules have taken what they share with the old ones.
         if let Some(known) = known {
             self.retire(known, lens);
+        }
+        for (of, index, peers) in missing {
+            let set = self.interner.add(&mut self.selections, peers);
+            if let Some(rule) = sides.get_mut(of).and_then(|side| side.rules.get_mut(index)) {
+                rule.peers = Some(set);
+            }
+        }
+        for side in &mut sides {
+            side.sets.extend(side.rules.iter().filter_map(|rule| rule.peers));
+            side.sets.sort_unstable();
+            side.sets.dedup();
         }
         self.next_content += 1;
         let [ingress, egress] = sides;
@@ -386,13 +423,11 @@ impl Compiler {
 
     fn compile_rule(
         &mut self,
-        namespace: &str,
         direction: Direction,
         rule: &Rule,
         id: RuleId,
+        peers: Option<PeerSetId>,
     ) -> CompiledRule {
-        let peers = (!rule.peers.is_empty())
-            .then(|| self.interner.peer_set(&mut self.selections, &self.pods, namespace, &rule.peers));
         let ports = rule.ports.iter().map(|p| {
             let port = match &p.port {
                 PortSpec::Any => CompiledPort::Any,

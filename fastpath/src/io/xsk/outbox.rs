@@ -3,8 +3,8 @@
 //! An AF_XDP socket in copy mode costs an skb, and a turn of the receiver's NAPI, for each packet, and a system call
 //! for each device. Here the packets are copied into memory that is a BPF map's, and one `BPF_PROG_TEST_RUN` with live
 //! frames (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18) runs a program on them that redirects each to its device: no
-//! skb, and the receivers' NAPIs run once for 64 packets. The call costs about as much as 16 packets by a socket, so
-//! it is for full vectors.
+//! skb, and the receivers' NAPIs run once for a batch of them. The call costs about as much as 16 packets by a socket,
+//! so it is for full vectors. Packets leave device by device, those of a device in the order they were put in.
 //!
 //! Limits: the device must take redirected frames (`NETDEV_XDP_ACT_NDO_XMIT`: on a veth when its other end has GRO
 //! or a native program), one that does not loses them without a word; a packet is at most [`Outbox::LONGEST`] bytes.
@@ -20,7 +20,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// `bpf(2)`'s command.
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
-/// Frames the kernel redirects before it flushes to the devices; a veth's ring takes 256.
+/// Frames the kernel redirects before it flushes to the devices. A call allocates pages for so many, and uses them again
+/// when their receivers are done with them; a veth's ring takes 256.
 const BATCH: u32 = 64;
 /// Bytes before a packet in its slot: device and length.
 const HEAD: usize = 8;
@@ -47,12 +48,25 @@ struct TestRun {
     zero: u32,
 }
 
+/// The packets for one device: a list by the numbers of their slots, 0 for none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    first: u16,
+    last: u16,
+    count: u16,
+}
+
 /// Packets on their way to any devices. Belongs to one worker.
 #[derive(Debug)]
 pub struct Outbox {
     program: OwnedFd,
     base: NonNull<u8>,
     queued: u32,
+    lanes: Vec<Lane>,
+    /// Lanes that have packets, in the order of their first ones.
+    used: Vec<u16>,
+    /// The slot after each slot in its lane.
+    following: Box<[u16]>,
     /// Bytes of the longest packet queued: the kernel's frames begin that long, as shortening one costs less.
     longest: u32,
 }
@@ -62,8 +76,8 @@ unsafe impl Send for Outbox {}
 
 impl Outbox {
     /// Packets it holds.
-    pub const SLOTS: u32 = 256;
-    /// Bytes from one slot of the map to the next; the first is the cursor's.
+    pub const SLOTS: u32 = 1024;
+    /// Bytes from one slot of the map to the next; the first holds the order in which the others are sent.
     pub const STRIDE: usize = 33 * 64;
     /// Longest packet, Ethernet header included.
     pub const LONGEST: usize = 2047;
@@ -88,7 +102,31 @@ impl Outbox {
             )?
         };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { program, base, queued: 0, longest: 0 })
+        let following = vec![0; Self::SLOTS as usize + 1].into();
+        Ok(Self { program, base, queued: 0, lanes: Vec::new(), used: Vec::new(), following, longest: 0 })
+    }
+
+    /// Makes room for so many lanes; what is queued is forgotten. Allocates.
+    pub fn set_lanes(&mut self, count: u16) {
+        self.clear();
+        self.lanes.clear();
+        self.lanes.resize(usize::from(count), Lane::default());
+        self.used.reserve(usize::from(count));
+    }
+
+    /// Packets queued.
+    #[must_use]
+    pub fn queued(&self) -> u32 {
+        self.queued
+    }
+
+    fn clear(&mut self) {
+        for lane in self.used.drain(..) {
+            if let Some(lane) = self.lanes.get_mut(usize::from(lane)) {
+                *lane = Lane::default();
+            }
+        }
+        (self.queued, self.longest) = (0, 0);
     }
 
     /// `LEN` bytes at the start of slot `slot`, which is at most [`Self::SLOTS`].
@@ -99,15 +137,28 @@ impl Outbox {
         unsafe { self.base.add(slot as usize * Self::STRIDE).cast::<[u8; LEN]>().as_mut() }
     }
 
-    /// Queues a copy of `packet` for the device `ifindex`; `false`, and nothing queued, when there is no room or its
-    /// length is not possible.
+    /// Queues a copy of `packet` for the device `ifindex`, whose packets all have the same lane; `false`, and nothing
+    /// queued, when there is no room or no such lane, or its length is not possible.
     #[inline]
-    pub fn put(&mut self, ifindex: u32, packet: &[u8]) -> bool {
+    pub fn put(&mut self, lane: u16, ifindex: u32, packet: &[u8]) -> bool {
         let len = packet.len();
         if self.queued == Self::SLOTS || !(Self::SHORTEST..=Self::LONGEST).contains(&len) {
             return false;
         }
-        let Ok(bytes) = u32::try_from(len) else { return false };
+        let number = lane;
+        let (Ok(bytes), Ok(place), Some(lane)) =
+            (u32::try_from(len), u16::try_from(self.queued + 1), self.lanes.get_mut(usize::from(number)))
+        else {
+            return false;
+        };
+        if lane.count == 0 {
+            lane.first = place;
+            self.used.push(number);
+        } else if let Some(before) = self.following.get_mut(usize::from(lane.last)) {
+            *before = place;
+        }
+        lane.last = place;
+        lane.count += 1;
         self.queued += 1;
         self.longest = self.longest.max(bytes);
         let slot = self.slot::<{ Self::STRIDE }>(self.queued);
@@ -121,17 +172,17 @@ impl Outbox {
         true
     }
 
-    /// Sends what is queued, in order, and forgets it; how many packets were given to their devices, and why not all.
+    /// Sends what is queued and forgets it; how many packets were given to their devices, and why not all.
     pub fn send(&mut self) -> (u32, io::Result<()>) {
-        let queued = core::mem::take(&mut self.queued);
-        let longest = core::mem::take(&mut self.longest);
-        *self.slot::<4>(0) = 1u32.to_ne_bytes();
+        let (queued, longest) = (self.queued, self.longest);
+        self.order();
+        self.clear();
         let mut done = 0;
         while done < queued {
             let result = self.run(queued - done, longest);
-            // The cursor is one ahead of what was sent, also when a signal ended the call.
+            // Counted by the program, also when a signal ended the call.
             let before = done;
-            done = u32::from_ne_bytes(*self.slot::<4>(0)).saturating_sub(1).min(queued);
+            done = u32::from_ne_bytes(*self.slot::<4>(0)).min(queued);
             match result {
                 Ok(()) if done == before => return (done, Err(io::ErrorKind::WriteZero.into())),
                 Ok(()) => {}
@@ -140,6 +191,24 @@ impl Outbox {
             }
         }
         (done, Ok(()))
+    }
+
+    /// Writes the order to send in.
+    fn order(&mut self) {
+        let mut place = HEAD;
+        for at in 0..self.used.len() {
+            let number = self.used.get(at).copied().unwrap_or_default();
+            let lane = self.lanes.get(usize::from(number)).copied().unwrap_or_default();
+            let mut next = lane.first;
+            for _ in 0..lane.count {
+                if let Some(to) = self.slot::<{ Self::STRIDE }>(0).get_mut(place..place + 2) {
+                    to.copy_from_slice(&next.to_ne_bytes());
+                }
+                place += 2;
+                next = self.following.get(usize::from(next)).copied().unwrap_or_default();
+            }
+        }
+        *self.slot::<4>(0) = [0; 4];
     }
 
     /// One call: the program runs `repeat` times, on frames of `length` bytes.

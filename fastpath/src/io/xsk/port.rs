@@ -413,6 +413,8 @@ impl XskPort {
                 // SAFETY: the kernel puts a frame into the rx ring when the packet is complete, and forgets it.
                 match unsafe { self.rx_holder.take(desc.addr(), desc.lengths().data()) } {
                     Some(frame) => {
+                        // The kernel wrote it on another core: all of a burst on their way at once.
+                        frame.prefetch();
                         self.stats.rx_bytes += frame.len() as u64;
                         out.push(frame);
                         total += 1;

@@ -399,13 +399,16 @@ impl Private {
     }
 }
 
-/// How the frames are divided: arenas of each group, frames of each arena.
-fn division(config: &UmemConfig) -> (u32, u32) {
-    let groups = config.groups.max(1);
-    let group = config.frames / groups;
-    let wanted = if config.arena_frames == 0 { 1 } else { group.div_ceil(config.arena_frames) };
-    let arenas = wanted.clamp(1, (MOST_ARENAS / groups).max(1));
-    (arenas, group.div_ceil(arenas))
+impl UmemConfig {
+    /// How the frames are divided: arenas of each group, frames of each arena.
+    #[must_use]
+    pub fn division(&self) -> (u32, u32) {
+        let groups = self.groups.max(1);
+        let group = self.frames / groups;
+        let wanted = if self.arena_frames == 0 { 1 } else { group.div_ceil(self.arena_frames) };
+        let arenas = wanted.clamp(1, (MOST_ARENAS / groups).max(1));
+        (arenas, group.div_ceil(arenas))
+    }
 }
 
 impl Umem {
@@ -418,8 +421,8 @@ impl Umem {
     /// # Errors
     /// [`XskError`] when a size is not possible, or the memory or its anchor cannot be had.
     pub fn new(config: UmemConfig) -> Result<(Self, Vec<Frame>), XskError> {
-        match Self::divided(&config, division(&config)) {
-            Err(XskError::Anchor { .. }) if division(&config).0 * config.groups.max(1) > 1 => {
+        match Self::divided(&config, config.division()) {
+            Err(XskError::Anchor { .. }) if config.division().0 * config.groups.max(1) > 1 => {
                 let groups = config.groups.max(1);
                 Self::divided(&UmemConfig { groups: 1, ..config }, (1, config.frames / groups * groups))
             }

@@ -59,8 +59,9 @@ fn advise<T>(memory: &mut [T]) {
     let _ = done;
 }
 
+/// Starts to bring a value into the cache: all lines of it.
 #[inline]
-fn prefetch<T>(element: &T) {
+pub(in crate::tables) fn prefetch<T>(element: &T) {
     const LINE: usize = 64;
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     for line in 0..size_of::<T>().div_ceil(LINE) {

@@ -47,6 +47,7 @@ pub use types::{
 
 use crate::packet::FlowKey;
 use insert::Time;
+pub(super) use memory::prefetch;
 use slot::{V4, V6};
 use state::Limits;
 use table::{NOWHERE, Place, Table};

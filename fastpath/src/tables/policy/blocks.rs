@@ -1,51 +1,23 @@
-//! Address block → peer class: a trie of 16 address bits a level, its nodes sorted intervals.
+//! Address block → peer class: the intervals between the ends of all blocks, sorted, in pages.
 //!
-//! The longest prefix has won already when the table is painted, so a lookup is one search in each node it passes (two
-//! levels at most for IPv4), whatever the number of prefixes and of their lengths. Nodes are shared between copies of
-//! the table: a change copies those on its way.
+//! The longest prefix has won already when the table is painted, so a lookup is one search, whatever the number of prefixes
+//! and of their lengths. It goes by cache lines, not by halves: of the starts in a line those at or below the address are
+//! counted, without a branch, and the count says which line is next. Pages are shared between copies of the table: a change copies those it
+//! touches.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
 use super::ClassId;
+use super::peers::low;
 use crate::packet::Ip;
 use crate::tables::Prefix;
 
-/// Address bits a level.
-const STRIDE: u8 = 16;
-/// A node with more intervals than this is searched by way of its guide.
-const FEW: usize = 32;
-
 /// Classes of address blocks, [`ClassId::OTHER`] where nothing was painted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockTable {
-    v4: Arc<Node>,
-    v6: Arc<Node>,
-}
-
-impl Default for BlockTable {
-    fn default() -> Self {
-        let node = Arc::new(Node::uniform(ClassId::OTHER));
-        Self { v4: Arc::clone(&node), v6: node }
-    }
-}
-
-/// What an interval of a node holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Target {
-    /// All of it is of one class.
-    Class(ClassId),
-    /// A single value of this level's bits, told apart by the next.
-    Node(Arc<Node>),
-}
-
-/// Intervals of one level: each lasts to the start of the next. Neighbours are never of the same class.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Node {
-    starts: Vec<u16>,
-    targets: Vec<Target>,
-    /// How many starts lie below each high byte, and all; empty while there are few.
-    guide: Vec<u32>,
+    v4: Arc<Intervals<u32, 16, 256>>,
+    v6: Arc<Intervals<u128, 8, 64>>,
 }
 
 impl BlockTable {
@@ -53,23 +25,17 @@ impl BlockTable {
     #[inline]
     #[must_use]
     pub fn lookup(&self, ip: Ip) -> ClassId {
-        let (mut node, mut shift) = if ip.is_v4() { (&self.v4, 16) } else { (&self.v6, 112) };
-        loop {
-            match node.target(part(ip.bits(), shift)) {
-                Some(Target::Node(next)) if shift >= u32::from(STRIDE) => {
-                    node = next;
-                    shift -= u32::from(STRIDE);
-                }
-                Some(Target::Class(class)) => return *class,
-                _ => return ClassId::OTHER,
-            }
-        }
+        if ip.is_v4() { self.v4.lookup(low(ip)) } else { self.v6.lookup(ip.bits()) }
     }
 
     /// Gives every address of `prefix` a class, whatever it had. Blocks are painted shorter prefixes first.
     pub fn paint(&mut self, prefix: Prefix, class: ClassId) {
-        let (root, shift) = if prefix.is_v4() { (&mut self.v4, 16) } else { (&mut self.v6, 112) };
-        Arc::make_mut(root).paint(prefix.addr().bits(), prefix.len(), shift, class);
+        let (first, last) = (prefix.addr(), prefix.last());
+        if prefix.is_v4() {
+            Arc::make_mut(&mut self.v4).fill(low(first), low(last), class);
+        } else {
+            Arc::make_mut(&mut self.v6).fill(first.bits(), last.bits(), class);
+        }
     }
 
     /// Bytes of memory it holds, shared ones too.
@@ -79,133 +45,198 @@ impl BlockTable {
     }
 }
 
-/// The 16 bits above `shift`.
-#[inline]
-fn part(bits: u128, shift: u32) -> u16 {
-    #[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are what is asked for")]
-    let part = (bits >> shift) as u16;
-    part
+/// An address as a number.
+trait Key: Copy + Ord + Default {
+    const MAX: Self;
+    fn next(self) -> Option<Self>;
+    fn before(self) -> Option<Self>;
 }
 
-impl Node {
-    fn uniform(class: ClassId) -> Self {
-        Self { starts: vec![0], targets: vec![Target::Class(class)], guide: Vec::new() }
+impl Key for u32 {
+    const MAX: Self = u32::MAX;
+
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
     }
 
-    /// Number of the interval that holds `key`.
-    #[inline]
-    fn find(&self, key: u16) -> usize {
-        let high = usize::from(key >> 8);
-        let bounds = match (self.guide.get(high), self.guide.get(high + 1)) {
-            (Some(from), Some(to)) => (*from as usize, *to as usize),
-            _ => (0, self.starts.len()),
+    fn before(self) -> Option<Self> {
+        self.checked_sub(1)
+    }
+}
+
+impl Key for u128 {
+    const MAX: Self = u128::MAX;
+
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
+
+    fn before(self) -> Option<Self> {
+        self.checked_sub(1)
+    }
+}
+
+/// Number of the last of sorted keys that is not above `key`, which the first is not; what is not used is [`Key::MAX`].
+#[inline]
+fn last_at<K: Key>(keys: &[K], key: K) -> usize {
+    keys.iter().map(|k| usize::from(*k <= key)).sum::<usize>().saturating_sub(1)
+}
+
+/// Some intervals, each to the start of the next: `FAN` lines of `FAN` starts, and the first of each line.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Page<K, const FAN: usize, const ALL: usize> {
+    guide: [K; FAN],
+    starts: [K; ALL],
+    classes: [ClassId; ALL],
+    len: usize,
+}
+
+impl<K: Key, const FAN: usize, const ALL: usize> Page<K, FAN, ALL> {
+    fn of(intervals: &[(K, ClassId)]) -> Self {
+        const { assert!(ALL == FAN * FAN, "a line of guides for the lines of starts") };
+        let mut page = Self {
+            guide: [K::MAX; FAN],
+            starts: [K::MAX; ALL],
+            classes: [ClassId::OTHER; ALL],
+            len: intervals.len().min(ALL),
         };
-        let among = self.starts.get(bounds.0..bounds.1).unwrap_or_default();
-        (bounds.0 + among.partition_point(|start| *start <= key)).saturating_sub(1)
+        for ((start, class), of) in page.starts.iter_mut().zip(&mut page.classes).zip(intervals) {
+            (*start, *class) = *of;
+        }
+        for (guide, line) in page.guide.iter_mut().zip(page.starts.chunks(FAN)) {
+            *guide = line.first().copied().unwrap_or(K::MAX);
+        }
+        page
     }
 
+    /// Number of the interval of an address that is not below the first.
     #[inline]
-    fn target(&self, key: u16) -> Option<&Target> {
-        self.targets.get(self.find(key))
+    fn find(&self, key: K) -> usize {
+        let line = last_at(&self.guide, key);
+        let starts = self.starts.get(line * FAN..(line + 1) * FAN).unwrap_or_default();
+        (line * FAN + last_at(starts, key)).min(self.len.saturating_sub(1))
     }
 
-    fn paint(&mut self, bits: u128, len: u8, shift: u32, class: ClassId) {
-        let key = part(bits, shift);
-        if len <= STRIDE {
-            let last = key | u16::MAX.checked_shr(u32::from(len)).unwrap_or(0);
-            return self.fill(key, last, Target::Class(class));
-        }
-        let next = shift.saturating_sub(u32::from(STRIDE));
-        let at = self.find(key);
-        let new = match self.targets.get_mut(at) {
-            Some(Target::Class(had)) if *had == class => return,
-            Some(Target::Class(had)) => {
-                let mut child = Node::uniform(*had);
-                child.paint(bits, len - STRIDE, next, class);
-                Target::Node(Arc::new(child))
-            }
-            Some(Target::Node(child)) => {
-                let child = Arc::make_mut(child);
-                child.paint(bits, len - STRIDE, next, class);
-                match &child.targets[..] {
-                    [Target::Class(only)] => Target::Class(*only),
-                    _ => return,
-                }
-            }
-            None => return,
-        };
-        self.fill(key, key, new);
+    fn intervals(&self) -> impl Iterator<Item = (K, ClassId)> + '_ {
+        self.starts.iter().copied().zip(self.classes.iter().copied()).take(self.len)
     }
 
-    /// Makes one interval of `first` to `last`, and of its neighbours that are of the same class. Both ends are ends of
-    /// the intervals below a [`Target::Node`], which is never split.
-    fn fill(&mut self, first: u16, last: u16, target: Target) {
-        let (mut from, to) = (self.find(first), self.find(last));
-        let mut new: Vec<(u16, Target)> = Vec::with_capacity(3);
-        if let (Some(start), Some(before)) = (self.starts.get(from), self.targets.get(from))
-            && *start < first
-        {
-            new.push((*start, before.clone()));
-        } else if let Some(left) = from.checked_sub(1)
-            && self.targets.get(left).is_some_and(|t| is_same(t, &target))
-            && let Some(start) = self.starts.get(left)
-        {
-            from = left;
-            new.push((*start, target.clone()));
+    fn first(&self) -> K {
+        self.starts.first().copied().unwrap_or(K::MAX)
+    }
+}
+
+/// Every address of a family to its class. Neighbours are never of the same class, and no page is empty.
+#[derive(Clone, Debug)]
+struct Intervals<K, const FAN: usize, const ALL: usize> {
+    /// First starts of all pages; of each line of those the first; and so on, up to one line. The other way round, and
+    /// each filled up to whole lines.
+    tiers: Vec<Box<[K]>>,
+    pages: Vec<Arc<Page<K, FAN, ALL>>>,
+}
+
+impl<K: Key, const FAN: usize, const ALL: usize> Default for Intervals<K, FAN, ALL> {
+    fn default() -> Self {
+        let page = Page::of(&[(K::default(), ClassId::OTHER)]);
+        Self { tiers: Vec::new(), pages: vec![Arc::new(page)] }
+    }
+}
+
+/// The same intervals, however they lie in pages.
+impl<K: Key, const FAN: usize, const ALL: usize> PartialEq for Intervals<K, FAN, ALL> {
+    fn eq(&self, other: &Self) -> bool {
+        self.pages.iter().flat_map(|p| p.intervals()).eq(other.pages.iter().flat_map(|p| p.intervals()))
+    }
+}
+
+impl<K: Key, const FAN: usize, const ALL: usize> Eq for Intervals<K, FAN, ALL> {}
+
+impl<K: Key, const FAN: usize, const ALL: usize> Intervals<K, FAN, ALL> {
+    #[inline]
+    fn lookup(&self, key: K) -> ClassId {
+        let Some(page) = self.pages.get(self.page(key)) else { return ClassId::OTHER };
+        page.classes.get(page.find(key)).copied().unwrap_or_default()
+    }
+
+    /// Number of the page that holds an address.
+    #[inline]
+    fn page(&self, key: K) -> usize {
+        let mut line = 0;
+        for tier in &self.tiers {
+            let keys = tier.get(line * FAN..(line + 1) * FAN).unwrap_or_default();
+            line = line * FAN + last_at(keys, key);
         }
-        if new.last().is_none_or(|(_, left)| !is_same(left, &target)) {
-            new.push((first, target.clone()));
+        // Beyond the end only what is not used lies, which only the highest address meets.
+        line.min(self.pages.len().saturating_sub(1))
+    }
+
+    /// Gives all addresses from `first` to `last` one class.
+    fn fill(&mut self, first: K, last: K, class: ClassId) {
+        let left = first.before().map(|before| self.lookup(before));
+        let right = last.next().map(|after| (after, self.lookup(after)));
+        let (from, to) = (self.page(first), self.page(right.map_or(last, |(after, _)| after)));
+        let mut new: Vec<(K, ClassId)> = Vec::with_capacity(2 * ALL + 2);
+        let of_page = |page: usize| self.pages.get(page).into_iter().flat_map(|p| p.intervals());
+        new.extend(of_page(from).filter(|(start, _)| *start < first));
+        if left != Some(class) {
+            new.push((first, class));
         }
-        let end = self.starts.get(to + 1).map_or(u16::MAX, |next| next - 1);
-        let mut to = to + 1;
-        if let (Some(after), Some(right)) = (last.checked_add(1), self.targets.get(to - 1))
-            && end > last
-        {
-            if !is_same(right, &target) {
-                new.push((after, right.clone()));
+        if let Some((after, other)) = right {
+            if other != class {
+                new.push((after, other));
             }
-        } else if self.targets.get(to).is_some_and(|right| is_same(right, &target)) {
+            new.extend(of_page(to).filter(|(start, _)| *start > after));
+        }
+        self.replace(from, to, &new);
+    }
+
+    /// Makes other intervals of the pages `from` to `to`.
+    fn replace(&mut self, from: usize, mut to: usize, new: &[(K, ClassId)]) {
+        let mut all = None;
+        if new.len() < ALL / 4
+            && let Some(next) = self.pages.get(to + 1)
+            && next.len < ALL / 2
+        {
+            // Few are left: one page with the next.
             to += 1;
+            all = Some(new.iter().copied().chain(next.intervals()).collect::<Vec<_>>());
         }
-        for start in self.starts.get(from..to).unwrap_or_default() {
-            count(&mut self.guide, *start, u32::MAX);
+        let new = all.as_deref().unwrap_or(new);
+        if new.is_empty() && self.pages.len() == to + 1 - from {
+            return;
         }
-        for (start, _) in &new {
-            count(&mut self.guide, *start, 1);
-        }
-        self.starts.splice(from..to, new.iter().map(|(start, _)| *start));
-        self.targets.splice(from..to, new.into_iter().map(|(_, target)| target));
-        if self.starts.len() <= FEW {
-            self.guide = Vec::new();
-        } else if self.guide.is_empty() {
-            self.guide = vec![0; 257];
-            for start in &self.starts {
-                count(&mut self.guide, *start, 1);
+        if let ([_, ..], true, Some(page)) = (new, from == to && new.len() <= ALL, self.pages.get_mut(from)) {
+            let first = page.first();
+            match Arc::get_mut(page) {
+                Some(page) => *page = Page::of(new),
+                None => *page = Arc::new(Page::of(new)),
             }
+            if page.first() == first {
+                return;
+            }
+        } else {
+            // Not full, so that there is room for what comes.
+            let pages = new
+                .chunks(if new.len() <= ALL { ALL } else { ALL / 2 + 1 })
+                .map(|some| Arc::new(Page::of(some)));
+            self.pages.splice(from..=to, pages);
         }
+        self.tiers.clear();
+        let mut keys: Vec<K> = self.pages.iter().map(|page| page.first()).collect();
+        while keys.len() > 1 {
+            let above: Vec<K> = keys.chunks(FAN).filter_map(|line| line.first().copied()).collect();
+            keys.resize(keys.len().next_multiple_of(FAN), K::MAX);
+            self.tiers.push(keys.into());
+            keys = above;
+        }
+        self.tiers.reverse();
     }
 
     fn bytes(&self) -> usize {
-        let own = size_of::<Self>()
-            + self.starts.capacity() * size_of::<u16>()
-            + self.targets.capacity() * size_of::<Target>()
-            + self.guide.capacity() * size_of::<u32>();
-        let of_child = |t: &Target| match t {
-            Target::Node(node) => node.bytes(),
-            Target::Class(_) => 0,
-        };
-        own + self.targets.iter().map(of_child).sum::<usize>()
-    }
-}
-
-fn is_same(a: &Target, b: &Target) -> bool {
-    matches!((a, b), (Target::Class(a), Target::Class(b)) if a == b)
-}
-
-/// Adds (wrapping) to what the guide counts of a start.
-fn count(guide: &mut [u32], start: u16, by: u32) {
-    for below in guide.iter_mut().skip(usize::from(start >> 8) + 1) {
-        *below = below.wrapping_add(by);
+        size_of::<Self>()
+            + self.pages.len() * (size_of::<Arc<Page<K, FAN, ALL>>>() + size_of::<Page<K, FAN, ALL>>())
+            + self.tiers.iter().map(|tier| size_of_val(&**tier)).sum::<usize>()
     }
 }
 

@@ -12,10 +12,10 @@
 //! * A matrix has one **row** for each set of rules that some peer class meets, and a row is a function of
 //!   the port ([`ports`]) in which the union of the rules is already worked out.
 //!
-//! The cost of a lookup is two hash probes and one port lookup, whatever the number of rules, pods and address
+//! The cost of a lookup is one hash probe, one indexed row and one port lookup, whatever the number of rules, pods and address
 //! blocks. Most rows say one range of ports and lie in the probed entry itself ([`Row`]). The `policy` node asks for a
-//! whole vector of packets step by step ([`PolicyTable::ask`], [`PolicyTable::answer`]), so that the misses of one step
-//! overlap. Nothing here knows of labels or names: control compiles those away and keeps the table that says
+//! whole vector of packets step by step ([`PolicyTable::fetch`], [`PolicyTable::ask_at`], [`PolicyTable::answer`]): each step
+//! has the lines fetched that the next one reads, so that the misses of all packets overlap. Nothing here knows of labels or names: control compiles those away and keeps the table that says
 //! what each [`RuleId`] means.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ use std::sync::Arc;
 use crate::packet::Ip;
 
 pub mod blocks;
+mod lines;
 pub mod peers;
 pub mod ports;
 pub mod rows;
@@ -31,7 +32,7 @@ pub mod rows;
 mod tests;
 
 pub use blocks::BlockTable;
-pub use peers::{ClassId, NodeIndex, PeerInfo, PeerTable};
+pub use peers::{ClassId, NodeIndex, PeerInfo, PeerTable, Spot};
 pub use ports::{PortFn, PortMap};
 pub use rows::{Matrix, Row, Rows};
 
@@ -239,17 +240,35 @@ impl PolicyTable {
     #[inline]
     #[must_use]
     pub fn ask(&self, group: GroupId, direction: Direction, own: Ip, peer: Ip) -> Asked {
+        self.ask_at(group, direction, own, peer, self.peers.spot(peer))
+    }
+
+    /// Starts to bring into the cache what [`PolicyTable::ask_at`] will read of a peer.
+    #[inline]
+    #[must_use]
+    pub fn fetch(&self, peer: Ip) -> Spot {
+        let spot = self.peers.spot(peer);
+        self.peers.prefetch(peer, spot);
+        spot
+    }
+
+    /// [`PolicyTable::ask`] of a peer whose spot is known; starts to bring into the cache what [`PolicyTable::answer`]
+    /// will read.
+    #[inline]
+    #[must_use]
+    pub fn ask_at(&self, group: GroupId, direction: Direction, own: Ip, peer: Ip, spot: Spot) -> Asked {
         if own == peer {
             return Asked::Decided(Verdict::allow(RuleId::SELF));
         }
         let Some(group) = self.group(group) else { return Asked::Decided(UNKNOWN) };
-        if group.matrix(direction).is_none() {
+        let Some(matrix) = group.matrix(direction) else {
             return Asked::Decided(Verdict::allow(RuleId::NOT_ISOLATED));
-        }
-        let peer = self.peers.lookup(peer);
+        };
+        let peer = self.peers.lookup_at(peer, spot);
         if direction == Direction::Ingress && peer.node == group.node && peer.node != NodeIndex::NONE {
             return Asked::Decided(Verdict::allow(RuleId::OWN_NODE));
         }
+        matrix.prefetch(peer.class);
         Asked::Class(peer.class)
     }
 

@@ -1,11 +1,13 @@
 //! Address → peer class.
 #![forbid(unsafe_code)]
 
+use core::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap};
 
 use super::BlockTable;
+use super::lines::Lines;
 use crate::packet::Ip;
 use crate::tables::Prefix;
 
@@ -16,6 +18,8 @@ pub struct ClassId(pub u32);
 impl ClassId {
     /// Addresses that no selector and no block holds.
     pub const OTHER: ClassId = ClassId(0);
+    /// The largest.
+    pub const MAX: ClassId = ClassId(u32::MAX >> 1);
 }
 
 /// A node, as an index that control gives out.
@@ -36,7 +40,7 @@ impl Default for NodeIndex {
 /// What the classifier knows of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerInfo {
-    /// Its class.
+    /// Its class, at most [`ClassId::MAX`].
     pub class: ClassId,
     /// The node it is an address of, [`NodeIndex::NONE`] for all others.
     pub node: NodeIndex,
@@ -44,43 +48,79 @@ pub struct PeerInfo {
 
 /// Exact addresses (pods, nodes, blocks of one address) in shards that are copied one at a time, so that one pod more
 /// costs the same in a large cluster as in a small one; everything else by longest prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PeerTable {
-    shards: Box<[Arc<Shard>]>,
+    hasher: DefaultHashBuilder,
+    shards: Box<[Shard]>,
+    /// The nodes' own addresses, which are among the exact ones too, marked.
+    nodes: Arc<HashMap<Ip, NodeIndex>>,
     blocks: BlockTable,
 }
 
-/// The addresses of one shard; IPv4 by 32 bits, so that four entries and not two share a cache line.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The addresses of one shard; IPv4 by 32 bits, so that seven of them and not three share a cache line.
+#[derive(Clone, Debug, Default)]
 struct Shard {
-    v4: HashMap<u32, PeerInfo>,
-    v6: HashMap<u128, PeerInfo>,
+    v4: Lines<u32, 7>,
+    v6: Lines<u128, 3>,
 }
 
 const SHARDS: usize = 256;
+/// Marks a class in a shard as that of a node's own address.
+const OF_NODE: u32 = 1 << 31;
+
+/// Where an address lies, if it is an exact one: worked out once, for [`PeerTable::prefetch`] and for the lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot(u64);
 
 impl Default for PeerTable {
     fn default() -> Self {
-        let empty = Arc::new(Shard::default());
-        Self { shards: vec![empty; SHARDS].into_boxed_slice(), blocks: BlockTable::default() }
+        Self {
+            hasher: DefaultHashBuilder::default(),
+            shards: vec![Shard::default(); SHARDS].into_boxed_slice(),
+            nodes: Arc::default(),
+            blocks: BlockTable::default(),
+        }
     }
 }
 
+/// Tables are the same when they say the same of every address.
+impl PartialEq for PeerTable {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Shard, &Shard)| {
+            a.v4.is_same(&b.v4) && a.v6.is_same(&b.v6)
+                || a.v4.len() + a.v6.len() == b.v4.len() + b.v6.len()
+                    && a.iter().all(|(ip, value)| other.raw(ip) == Some(value))
+        };
+        // Of two tables without a common origin the shards may be cut otherwise.
+        let alike =
+            |a: &Self| a.shards.iter().flat_map(Shard::iter).all(|(ip, value)| other.raw(ip) == Some(value));
+        self.blocks == other.blocks
+            && (Arc::ptr_eq(&self.nodes, &other.nodes) || self.nodes == other.nodes)
+            && self.len() == other.len()
+            && (self.shards.iter().zip(&other.shards).all(same) || alike(self))
+    }
+}
+
+impl Eq for PeerTable {}
+
 impl Shard {
-    #[inline]
-    fn get(&self, ip: Ip) -> Option<PeerInfo> {
-        match ip.is_v4() {
-            true => self.v4.get(&low(ip)).copied(),
-            false => self.v6.get(&ip.bits()).copied(),
-        }
+    /// Every address and what is kept of it.
+    fn iter(&self) -> impl Iterator<Item = (Ip, u32)> {
+        let v4 = self.v4.iter().map(|(bits, value)| (Ip::v4(bits.to_be_bytes()), value));
+        v4.chain(self.v6.iter().map(|(bits, value)| (Ip::from_bits(bits), value)))
     }
 }
 
 /// The 32 bits of an IPv4 address.
 #[inline]
-fn low(ip: Ip) -> u32 {
-    let [.., a, b, c, d] = ip.bytes();
-    u32::from_be_bytes([a, b, c, d])
+pub(super) fn low(ip: Ip) -> u32 {
+    u32::from_be_bytes(ip.v4_bytes())
+}
+
+/// Number of the shard of a hash; the lines go by its low bits.
+#[inline]
+fn shard(spot: Spot) -> usize {
+    usize::from(spot.0.to_be_bytes()[0])
 }
 
 impl PeerTable {
@@ -88,30 +128,81 @@ impl PeerTable {
     #[inline]
     #[must_use]
     pub fn lookup(&self, ip: Ip) -> PeerInfo {
-        if let Some(exact) = self.get(ip) {
-            return exact;
+        self.lookup_at(ip, self.spot(ip))
+    }
+
+    /// Where an address would lie.
+    #[inline]
+    #[must_use]
+    pub fn spot(&self, ip: Ip) -> Spot {
+        Spot(if ip.is_v4() { self.hasher.hash_one(low(ip)) } else { self.hasher.hash_one(ip.bits()) })
+    }
+
+    /// Starts to bring into the cache what [`PeerTable::lookup_at`] will read.
+    #[inline]
+    pub fn prefetch(&self, ip: Ip, spot: Spot) {
+        let Some(shard) = self.shards.get(shard(spot)) else { return };
+        if ip.is_v4() { shard.v4.prefetch(spot.0) } else { shard.v6.prefetch(spot.0) }
+    }
+
+    /// Class and node of an address, by its [`PeerTable::spot`].
+    #[inline]
+    #[must_use]
+    pub fn lookup_at(&self, ip: Ip, spot: Spot) -> PeerInfo {
+        match self.raw_at(ip, spot) {
+            Some(value) => self.info(ip, value),
+            None => PeerInfo { class: self.blocks.lookup(ip), node: NodeIndex::NONE },
         }
-        PeerInfo { class: self.blocks.lookup(ip), node: NodeIndex::NONE }
+    }
+
+    #[inline]
+    fn raw_at(&self, ip: Ip, spot: Spot) -> Option<u32> {
+        let shard = self.shards.get(shard(spot))?;
+        if ip.is_v4() { shard.v4.get(spot.0, low(ip)) } else { shard.v6.get(spot.0, ip.bits()) }
+    }
+
+    fn raw(&self, ip: Ip) -> Option<u32> {
+        self.raw_at(ip, self.spot(ip))
+    }
+
+    #[inline]
+    fn info(&self, ip: Ip, value: u32) -> PeerInfo {
+        let node = if value & OF_NODE == 0 { None } else { self.nodes.get(&ip).copied() };
+        PeerInfo { class: ClassId(value & !OF_NODE), node: node.unwrap_or_default() }
     }
 
     /// Adds or replaces an address; copies its shard when an older table still shares it.
     pub fn insert(&mut self, ip: Ip, info: PeerInfo) {
-        let Some(shard) = self.shards.get_mut(shard(ip)).map(Arc::make_mut) else { return };
+        let is_node = info.node != NodeIndex::NONE;
+        if self.nodes.get(&ip).copied().unwrap_or_default() != info.node {
+            let nodes = Arc::make_mut(&mut self.nodes);
+            if is_node {
+                nodes.insert(ip, info.node)
+            } else {
+                nodes.remove(&ip)
+            };
+        }
+        let value = info.class.0 & !OF_NODE | if is_node { OF_NODE } else { 0 };
+        let at = shard(self.spot(ip));
+        let Some(shard) = self.shards.get_mut(at) else { return };
         if ip.is_v4() {
-            shard.v4.insert(low(ip), info);
+            shard.v4.insert(&self.hasher, low(ip), value);
         } else {
-            shard.v6.insert(ip.bits(), info);
+            shard.v6.insert(&self.hasher, ip.bits(), value);
         }
     }
 
     /// Removes an address.
     pub fn remove(&mut self, ip: Ip) {
-        let Some(shard) = self.shards.get_mut(shard(ip)).filter(|s| s.get(ip).is_some()) else { return };
-        let shard = Arc::make_mut(shard);
+        if self.nodes.contains_key(&ip) {
+            Arc::make_mut(&mut self.nodes).remove(&ip);
+        }
+        let at = shard(self.spot(ip));
+        let Some(shard) = self.shards.get_mut(at) else { return };
         if ip.is_v4() {
-            shard.v4.remove(&low(ip));
+            shard.v4.remove(&self.hasher, low(ip));
         } else {
-            shard.v6.remove(&ip.bits());
+            shard.v6.remove(&self.hasher, ip.bits());
         }
     }
 
@@ -119,12 +210,18 @@ impl PeerTable {
     #[inline]
     #[must_use]
     pub fn get(&self, ip: Ip) -> Option<PeerInfo> {
-        self.shards.get(shard(ip))?.get(ip)
+        self.raw(ip).map(|value| self.info(ip, value))
     }
 
     /// Gives every address of a block a class, but for those with an entry of their own; see [`BlockTable::paint`].
     pub fn paint(&mut self, block: Prefix, class: ClassId) {
         self.blocks.paint(block, class);
+    }
+
+    /// The class an address has if it has no entry of its own.
+    #[must_use]
+    pub fn block(&self, ip: Ip) -> ClassId {
+        self.blocks.lookup(ip)
     }
 
     /// Number of exact addresses.
@@ -142,17 +239,34 @@ impl PeerTable {
     /// Bytes of memory it holds, shared ones too.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let of = |s: &Arc<Shard>| size_of::<Shard>() + s.v4.allocation_size() + s.v6.allocation_size();
-        self.shards.iter().map(of).sum::<usize>()
-            + self.shards.len() * size_of::<usize>()
-            + self.blocks.bytes()
+        let of = |s: &Shard| size_of::<Shard>() + s.v4.bytes() + s.v6.bytes();
+        self.shards.iter().map(of).sum::<usize>() + self.nodes.allocation_size() + self.blocks.bytes()
     }
 }
 
-/// Pods of one node differ in the low bits, nodes in those above: the product mixes both into the top bits.
-#[inline]
-fn shard(ip: Ip) -> usize {
-    let [.., a, b, c, d, e, f, g, h] = ip.bytes();
-    let low = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-    usize::from(low.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0])
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever addresses differ, no shard gets more than a few times its share.
+    #[test]
+    fn shards_share_evenly_whichever_bits_differ() {
+        const COUNT: u128 = 1 << 13;
+        let table = PeerTable::default();
+        let net = u128::from_be_bytes([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let most = |ip: &dyn Fn(u128) -> Ip| {
+            let mut shards = [0; SHARDS];
+            (0..COUNT).for_each(|n| shards[shard(table.spot(ip(n)))] += 1);
+            shards.iter().max().copied().unwrap()
+        };
+        let share = COUNT / SHARDS as u128;
+        for shift in 0..=112 {
+            assert!(most(&|n| Ip::from_bits(net ^ n << shift)) <= share * 4, "differing from bit {shift} on");
+        }
+        for shift in 0..=19 {
+            let v4 = |n: u128| Ip::from_bits(Ip::v4([10, 0, 0, 0]).bits() ^ n << shift);
+            assert!(most(&v4) <= share * 4, "IPv4 differing from bit {shift} on");
+        }
+        assert!(most(&|n| Ip::from_bits(net ^ (n | n << 64))) <= share * 4, "both halves change alike");
+    }
 }

@@ -4,6 +4,7 @@
 use hashbrown::HashMap;
 
 use super::{Cell, ClassId, PortFn, UNKNOWN, Verdict};
+use crate::tables::flow::prefetch;
 
 /// A row in twelve bytes: all ports, one range of ports of one protocol, or the number of a function for all else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +18,8 @@ pub struct Row {
 
 const ALL: u16 = 0x100;
 const FUNCTION: u16 = 0x101;
+/// Stands in [`Rows`] for a class that has no row.
+const ABSENT: u16 = 0x102;
 
 impl Row {
     /// The same for every protocol and port.
@@ -39,8 +42,77 @@ impl Row {
     }
 }
 
-/// Row of each peer class that has one of its own.
-pub type Rows = HashMap<ClassId, Row>;
+/// Row of each peer class that has one of its own. Made from any order; of two for one class the last counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows(Kept);
+
+/// Classes are numbered one after the other as they come, so those that one matrix tells apart mostly lie together: their
+/// rows are then found without a search.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kept {
+    /// Of each class from this one on.
+    Dense(u32, Box<[Row]>),
+    Sparse(HashMap<ClassId, Row>),
+}
+
+/// So many places a row are given away for a search less.
+const GAPS: usize = 4;
+
+impl Default for Rows {
+    fn default() -> Self {
+        Self(Kept::Dense(0, Box::default()))
+    }
+}
+
+impl FromIterator<(ClassId, Row)> for Rows {
+    fn from_iter<I: IntoIterator<Item = (ClassId, Row)>>(iter: I) -> Self {
+        let given: Vec<(ClassId, Row)> = iter.into_iter().collect();
+        let ids = || given.iter().map(|(class, _)| class.0);
+        let (Some(first), Some(last)) = (ids().min(), ids().max()) else { return Self::default() };
+        let span = usize::try_from(last - first).unwrap_or(usize::MAX).saturating_add(1);
+        if span > given.len().saturating_mul(GAPS) {
+            return Self(Kept::Sparse(given.into_iter().collect()));
+        }
+        let mut rows = vec![Row { cell: Cell(0), first: 0, last: 0, kind: ABSENT }; span];
+        for (class, row) in given {
+            let place = usize::try_from(class.0 - first).ok().and_then(|at| rows.get_mut(at));
+            if let Some(place) = place {
+                *place = row;
+            }
+        }
+        Self(Kept::Dense(first, rows.into()))
+    }
+}
+
+impl Rows {
+    #[inline]
+    fn place(first: u32, rows: &[Row], class: ClassId) -> Option<&Row> {
+        rows.get(usize::try_from(class.0.wrapping_sub(first)).ok()?)
+    }
+
+    #[inline]
+    fn get(&self, class: ClassId) -> Option<&Row> {
+        match &self.0 {
+            Kept::Dense(first, rows) => Self::place(*first, rows, class).filter(|row| row.kind != ABSENT),
+            Kept::Sparse(rows) => rows.get(&class),
+        }
+    }
+
+    /// Number of classes that have a row.
+    fn len(&self) -> usize {
+        match &self.0 {
+            Kept::Dense(_, rows) => rows.iter().filter(|row| row.kind != ABSENT).count(),
+            Kept::Sparse(rows) => rows.len(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.0 {
+            Kept::Dense(_, rows) => size_of_val(&**rows),
+            Kept::Sparse(rows) => rows.allocation_size(),
+        }
+    }
+}
 
 /// All rules of one group and direction, by peer class.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,11 +131,21 @@ impl Matrix {
         Self { closed, default, rows, functions }
     }
 
+    /// Starts to bring the row of a class into the cache.
+    #[inline]
+    pub fn prefetch(&self, class: ClassId) {
+        if let Kept::Dense(first, rows) = &self.rows.0
+            && let Some(row) = Rows::place(*first, rows, class)
+        {
+            prefetch(row);
+        }
+    }
+
     /// The verdict on a peer of class `class`.
     #[inline]
     #[must_use]
     pub fn evaluate(&self, class: ClassId, proto: u8, dport: u16) -> Verdict {
-        let row = self.rows.get(&class).unwrap_or(&self.default);
+        let row = self.rows.get(class).unwrap_or(&self.default);
         match row.kind {
             ALL => row.cell.verdict(),
             FUNCTION => {
@@ -87,7 +169,7 @@ impl Matrix {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let functions = self.functions.iter().map(PortFn::bytes).sum::<usize>();
-        size_of::<Self>() + self.rows.allocation_size() + functions
+        size_of::<Self>() + self.rows.bytes() + functions
     }
 }
 
@@ -120,6 +202,24 @@ mod tests {
                     prop_assert_eq!(of(1), of(2));
                     prop_assert_eq!((of(3), of(4)), (cell.verdict(), closed.verdict()));
                 }
+            }
+        }
+    }
+
+    proptest! {
+        /// Rows are a map, whether they lie together or far apart.
+        #[test]
+        fn rows_are_a_map(rows in prop::collection::vec((prop_oneof![0u32..40, any::<u32>()], 0u32..9), 0..30), far: u32) {
+            for near in [true, false] {
+                let some = rows.iter().filter(|(class, _)| !near || *class < 40);
+                let given: Vec<_> = some.map(|(class, rule)| (ClassId(*class), Row::all(Cell::allow(RuleId(*rule))))).collect();
+                let map: HashMap<ClassId, Row> = given.iter().copied().collect();
+                let rows: Rows = given.iter().copied().collect();
+                let probes = given.iter().map(|(class, _)| class.0).chain(0..50).chain([far, u32::MAX]);
+                for class in probes.map(ClassId) {
+                    prop_assert_eq!(rows.get(class), map.get(&class));
+                }
+                prop_assert_eq!(rows.len(), map.len());
             }
         }
     }
