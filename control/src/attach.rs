@@ -102,9 +102,9 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// A veth that takes no redirected frames has a note for as long as it is so, and is logged once.
+    /// A pod's veth that takes no redirected frames has a note for as long as it is so, and is logged once.
     fn say_of_redirects(&mut self, target: bool) {
-        if target || !self.veth {
+        if target || !self.veth || self.wanted.role != PortRole::Pod {
             self.notes.retain(|note| note != NO_TARGET);
         } else if !self.notes.iter().any(|note| note == NO_TARGET) {
             self.notes.push(NO_TARGET.to_owned());

@@ -126,13 +126,15 @@ impl Engine {
             mailboxes.push(Mailbox::new().map_err(|errno| EngineError::Events { worker, errno })?);
         }
         let clock = quanta::Clock::new();
+        let flows = FlowTable::new(&config.flow);
+        let flows = if count == 1 { flows.for_one_worker() } else { flows };
         let mut engine = Self {
             peers: mailboxes.into(),
             threads: Vec::with_capacity(count),
             stop: Arc::new(AtomicBool::new(false)),
             snapshots: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
             retired: Vec::new(),
-            flows: Arc::new(FlowTable::new(&config.flow)),
+            flows: Arc::new(flows),
             exchange: Arc::new(ArrayQueue::new(frames.len().max(1))),
             events: Arc::new(ArrayQueue::new(EVENTS)),
             next_ticket: AtomicU32::new(0),

@@ -226,7 +226,7 @@ impl Worker {
             number: 0,
             peers: [Mailbox::new()?].into(),
             pool,
-            flows: Arc::new(FlowTable::new(flow)),
+            flows: Arc::new(FlowTable::new(flow).for_one_worker()),
             events: Arc::new(ArrayQueue::new(64)),
             snapshots: snapshot,
             polling: Polling::Busy,

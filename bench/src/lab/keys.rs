@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use toml::{Table, Value};
 
+use super::clean;
 use super::daemon::{Daemon, TOGETHER};
-use super::latency::{Asking, Way};
+use super::latency::{self, Asking, Way};
 use super::topology::{MOST_PODS, Topology};
 use super::traffic::{self, Workload};
-use super::{clean, latency};
 use crate::results;
 
 /// Time between two bursts, and between two questions of [`Measure::Seldom`].
@@ -199,25 +199,18 @@ fn turn(
                 say("bursts, % lost", traffic::bursts(topology, time, options.burst, PAUSE)?);
             }
             Measure::Trips | Measure::Loaded | Measure::Seldom => {
-                let load = (*measure == Measure::Loaded).then_some(LOAD);
-                let pause = if *measure == Measure::Seldom { PAUSE } else { Duration::ZERO };
-                let (start, before) = (Instant::now(), latency::worker_time(daemon.id())?);
-                let way = match load {
-                    Some(_) => Way::Loaded,
-                    None if pause.is_zero() => Way::Alone,
-                    None => Way::Paused,
+                let (way, name) = match measure {
+                    Measure::Loaded => (Way::Loaded, "trips under load"),
+                    Measure::Seldom => (Way::Paused, "trips every 5 ms"),
+                    _ => (Way::Alone, "trips"),
                 };
-                let asking = Asking { way, time, trips: 0, load: load.unwrap_or_default(), pause };
+                let asking = Asking { way, time, trips: 1, load: LOAD, pause: PAUSE };
+                let (start, before) = (Instant::now(), latency::worker_time(daemon.id())?);
                 let trips = latency::measure(topology, asking)?;
                 let took = latency::worker_time(daemon.id())?.saturating_sub(before);
-                let name = match measure {
-                    Measure::Loaded => "trips under load",
-                    Measure::Seldom => "trips every 5 ms",
-                    _ => "trips",
-                };
                 say(&format!("{name}, p50 µs"), trips.p50);
                 say(&format!("{name}, p99 µs"), trips.p99);
-                if load.is_none() {
+                if way != Way::Loaded {
                     let share = took.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
                     say(&format!("{name}, worker %"), share);
                 }

@@ -226,6 +226,8 @@ section! {
         "api_server" api_server: Option<String> = None, ServerUrl;
         /// Whether the condition `FastpathReady` of this node's Node object says whether it forwards (source "kubernetes" only).
         /// It takes the right to patch `nodes/status`: configs/k8s/node-condition.yaml.
+        /// A daemon that is killed leaves its word, which the next one begins by making `Unknown`: a `lastHeartbeatTime` older
+        /// than 12 minutes says nothing. The DaemonSet's pod is not Ready from the moment on.
         "node_condition" node_condition: bool = false, Flag;
     }
 }
@@ -245,8 +247,9 @@ section! {
     /// The XDP program on pod and uplink devices.
     "xdp" Xdp {
         /// Where the program runs: in the driver, in the network stack, or the first that works.
+        /// Measured between veths: no clear difference for what sockets send (0.22 and 0.29 Mpps, ranges overlap).
         "mode" mode: XdpMode = XdpMode::Auto, OneOf;
-        /// Whether sockets share the driver's memory where the driver can.
+        /// Whether sockets share the driver's memory where the driver can. Without effect on veths, which copy.
         "zero_copy" zero_copy: ZeroCopy = ZeroCopy::Auto, OneOf;
         /// What becomes of pod traffic while the daemon is stopped or hangs. The node's own traffic always passes.
         "on_failure" on_failure: OnFailure = OnFailure::Drop, OneOf;
@@ -292,6 +295,7 @@ section! {
         /// UDP destination port, the same on all nodes.
         "port" port: u16 = 4789, int(1, 65535);
         /// Whether the outer UDP checksum is filled in over IPv6 (RFC 6935 allows zero); over IPv4 it is zero.
+        /// Measured: encapsulation takes 63 cycles a packet of 64 bytes with it, 23 over IPv4 without.
         "udp6_checksum" udp6_checksum: bool = true, Flag;
     }
 }
@@ -300,15 +304,22 @@ section! {
     /// The threads that forward packets.
     "workers" Workers {
         /// Cores to pin one worker to each; empty is one worker on the last core of the process's affinity mask.
+        /// Measured: on the pods' own core round trips take 22 us (p99 128) and 0.30 Mpps are forwarded, on a core of its own
+        /// 29 to 48 us (p99 57 to 127) and 0.47 to 0.75 Mpps.
         "cores" cores: Vec<usize> = Vec::new(), Cores;
         /// "adaptive" sleeps when idle, "busy" keeps its core at 100 % for the lowest latency.
+        /// Measured, p50: round trips every 5 ms 125 us with adaptive, 76 with busy, one after the other 34 and 28 (ranges overlap);
+        /// at full load no gain (0.73 Mpps, 0.56 with overlapping ranges).
         "polling" polling: Polling = Polling::Adaptive, OneOf;
         /// Adaptive: how long a worker without packets goes on polling before it sleeps, at least, in microseconds.
+        /// Measured, p50 of round trips between pods one after the other: 112 us with 0, 32 with 50, no less with 1000, where a
+        /// packet every 5 ms takes 19 % of the core instead of 2. On the pods' own core: 28 us (p99 45) with 0, 23 (127) with 50.
         "idle_spin_us" idle_spin: Duration = Duration::from_micros(50), micros(0, 1_000_000);
         /// Adaptive: the same while packets come in pauses shorter than this, in microseconds: they are then taken up without
         /// a wake-up, and the worker's core is busy all the time. No effect below `idle_spin_us`.
         "idle_spin_longest_us" idle_spin_longest: Duration = Duration::from_micros(200), micros(0, 1_000_000);
         /// Adaptive: longest sleep before it looks again without being woken, in milliseconds.
+        /// Measured with 250 idle pods: 0.8 % of a core with 10, 0.2 % with 100, 0.05 % with 250, 0.03 % with 500.
         "idle_sleep_ms" idle_sleep: Duration = Duration::from_millis(100), millis(1, 500);
         /// How long an idle core of a virtual machine looks out for work before it is given back to the hypervisor, in
         /// microseconds: for all cores of the node, by the kernel's idle governor haltpoll (`guest_halt_poll_ns`), raised at
@@ -318,12 +329,14 @@ section! {
         /// How full vectors are sent to veths: "together" in one system call for all devices, through the kernel's
         /// XDP (Linux 5.18, capability SYS_ADMIN, GRO on in the pod, which is seen to), or device by device by the
         /// AF_XDP "sockets". The former is three times as fast, but a datagram that a pod leaves unread then takes more than a
-        /// page of the kernel's memory, not charged to the pod: for trusted pods.
+        /// page of the kernel's memory, not charged to the pod: for trusted pods. Measured: 60 bytes 0.76 Mpps by sockets, 2.71
+        /// together; no difference for round trips and single datagrams.
         "transmit" transmit: Transmit = Transmit::Sockets, OneOf;
         /// How long a system call of a worker polls a device that has nothing, in microseconds (SO_BUSY_POLL); 0
         /// leaves reception to the kernel. For NICs, with `napi_defer_hard_irqs` and `gro_flush_timeout` set on them.
+        /// Measured between veths: no effect on rate or round trips.
         "busy_poll_us" busy_poll: Duration = Duration::ZERO, micros(0, 1_000);
-        /// Packets of a device that one such poll handles (SO_BUSY_POLL_BUDGET).
+        /// Packets of a device that one such poll handles (SO_BUSY_POLL_BUDGET). Measured between veths: no effect.
         "busy_poll_budget" busy_poll_budget: u32 = 64, int(8, 1024);
     }
 }
@@ -331,19 +344,28 @@ section! {
 section! {
     /// Packet buffers and rings.
     "memory" Memory {
-        /// Packet buffers of one worker.
+        /// Packet buffers of one worker. Each pod's queue holds 64 at the least, those on their way come on top.
+        /// Measured: 2.1 KiB of the process's memory each (8192: 87 MiB in all, 32768: 137, 65536: 205), and no effect on rate or
+        /// round trips of a few pods; with 250 pods 16384 are all in the quiet pods' queues, and every packet is lost.
         "frames_per_worker" frames_per_worker: u32 = 32768, int(1024, 16_777_216);
         /// Buffers of one UMEM: a worker's are divided into so many as it takes, each shared by a part of the pods. Each queue
         /// of each pod takes 128 bytes of kernel memory for each buffer of its UMEM, and its attachment takes the time to
-        /// clear them; packets between pods of two UMEMs are copied. Raised to four times `rx_ring`.
+        /// clear them; packets between pods of two UMEMs are copied. Raised to four times `rx_ring`. Measured with 250 pods:
+        /// 4096 takes 270 MiB of the machine's memory and 0.4 s from start to attached, 8192 360 MiB and 0.6 s, one UMEM of
+        /// 32768 1130 MiB and 3.0 s; the rate is the same.
         "umem_frames" umem_frames: u32 = 8192, power_of_two(1024, 16_777_216);
-        /// Size of a buffer in bytes; 4096 for an MTU above 1500.
+        /// Size of a buffer in bytes; 4096 for an MTU above 1778.
+        /// Measured: 4096 takes twice the memory (64 MiB more by default), no effect on the rate of 60 B or of 1464 B.
         "frame_size" frame_size: u32 = 2048, power_of_two(2048, 4096);
-        /// Descriptors of a socket's rx ring and of its fill ring.
+        /// Descriptors of a socket's rx ring and of its fill ring: so many packets may wait for the worker.
+        /// Measured, loss of bursts of 1024 packets at once: 68 % with 256, 44 % with 512, 1 % with 1024; of 4096: 61 % with 1024, 1 %
+        /// with 4096. No effect on the rate, and shorter ones do not shorten round trips under load (34 to 36 us with 512 or 1024).
         "rx_ring" rx_ring: u32 = 1024, power_of_two(64, 32768);
         /// Descriptors of a socket's tx ring and of its completion ring.
+        /// Measured: no effect from 64 to 2048 on rate or loss between veths, which take what they are given at once.
         "tx_ring" tx_ring: u32 = 512, power_of_two(64, 32768);
         /// Whether buffers lie in 2 MB pages; reported and done without when the machine has none free.
+        /// Measured: no effect on rate or round trips here; they are not counted as the process's resident memory (72 MiB, not 136).
         "huge_pages" huge_pages: bool = false, Flag;
     }
 }
@@ -351,9 +373,11 @@ section! {
 section! {
     /// The flow table.
     "flow" Flow {
-        /// Entries of the IPv4 flow table, which all workers share; a flow takes two of 64 bytes. Taken at start.
+        /// Entries of the IPv4 flow table, which all workers share; a flow takes two. Taken at start: 100 bytes each.
+        /// Measured, resident memory and start with 250 pods: 262,144 165 MiB and 0.5 s, 1,048,576 239 MiB and 0.7 s, 4,194,304 538 MiB
+        /// and 1.5 s. In memory a packet costs 118 cycles with 64k flows, 143 with 1M; through veths no difference is seen.
         "entries_v4" entries_v4: u32 = 262_144, power_of_two(1024, 16_777_216);
-        /// Entries of the IPv6 flow table, which all workers share; a flow takes two of 128 bytes. Taken at start.
+        /// Entries of the IPv6 flow table, which all workers share; a flow takes two. Taken at start: 196 bytes each.
         "entries_v6" entries_v6: u32 = 65_536, power_of_two(1024, 16_777_216);
         /// Whether a TCP segment in the middle of a connection may open a flow ("deny" drops it as `tcp_no_flow`). For ten
         /// minutes after the start it may be of either direction, for connections that a restart has forgotten.
@@ -385,7 +409,7 @@ section! {
     /// ICMP errors the dataplane sends.
     "icmp" Icmp {
         /// Most errors (time exceeded, unreachable) and resets a worker sends in a second, and as many "too big"; one
-        /// receiver gets an eighth of that, or 100. 0 sends none.
+        /// receiver gets an eighth of that, or 100. 0 sends none. Measured: one takes 310 cycles, 1000 in a second 0.01 % of a core.
         "errors_per_second" errors_per_second: u32 = 1000, int(0, 1_000_000);
     }
 }

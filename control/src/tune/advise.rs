@@ -83,7 +83,7 @@ impl Advice {
 
     /// What a worker does that has nothing to do.
     fn waiting(&mut self, machine: &Machine, base: &Config, polling: Polling, alone: bool) {
-        let Workers { idle_spin, idle_sleep, busy_poll, .. } = &base.workers;
+        let Workers { idle_spin, idle_spin_longest, idle_sleep, halt_poll, busy_poll, .. } = &base.workers;
         let (spin, reason) = match polling {
             Polling::Busy => (idle_spin.as_micros(), "Of no effect while polling is busy.".to_owned()),
             Polling::Adaptive if alone => (
@@ -101,6 +101,27 @@ impl Advice {
             }
         };
         self.set("workers", "idle_spin_us", spin, reason);
+        let (longest, reason) = match polling {
+            Polling::Busy => {
+                (idle_spin_longest.as_micros(), "Of no effect while polling is busy.".to_owned())
+            }
+            Polling::Adaptive if alone => (0, "The only core, as for idle_spin_us.".to_owned()),
+            Polling::Adaptive => {
+                let us = idle_spin_longest.as_micros();
+                (
+                    us,
+                    format!(
+                        "Packets that come in pauses below {us} us are taken up without a wake-up, for the core's time."
+                    ),
+                )
+            }
+        };
+        self.set("workers", "idle_spin_longest_us", longest, reason);
+        let reason = match halt_poll.is_zero() {
+            true => "The node's idle cores are left as they are; profile latency keeps them awake, in a virtual machine.".to_owned(),
+            false => "For all cores of the node, in a virtual machine; elsewhere it does nothing.".to_owned(),
+        };
+        self.set("workers", "halt_poll_us", halt_poll.as_micros(), reason);
         let ms = idle_sleep.as_millis();
         let wakes = 1000 / ms.max(1);
         let reason = match polling {
@@ -300,8 +321,8 @@ impl Advice {
 fn rx_ring(machine: &Machine, profile: Option<Profile>, wanted: &Memory) -> (u32, String) {
     let fastest = machine.uplinks.iter().filter_map(|n| n.speed).max();
     let least = match fastest {
-        // A profile that wants short rings knows why.
-        _ if matches!(profile, Some(Profile::Latency | Profile::Small | Profile::Dense)) => 0,
+        // It has few buffers.
+        _ if profile == Some(Profile::Small) => 0,
         Some(25_000..) => 4096,
         Some(10_000..) => 2048,
         _ => 0,

@@ -82,7 +82,7 @@ fn two_cores_leave_the_first() {
     let (_, config) = tuned(&m, None);
     assert_eq!((config.workers.cores.as_slice(), config.workers.polling), (&[1][..], Polling::Adaptive));
     assert_eq!(config.memory, crate::config::Memory::default());
-    assert_eq!(tuned(&m, Some(Profile::Throughput)).1.workers.polling, Polling::Busy);
+    assert_eq!(tuned(&m, Some(Profile::Latency)).1.workers.polling, Polling::Busy);
     // Two threads of one core: the second.
     let (_, config) = tuned(&machine(cores(1, 2, 1), 4 * GIB, nic(1, None)), None);
     assert_eq!(config.workers.cores, [1]);
@@ -211,7 +211,11 @@ fn each_umem_more_is_less_for_a_pod_and_copies() {
     let why = reason(&m, None, "memory.umem_frames");
     assert!(why.contains("takes 2048 KiB") && why.contains("instead of 8192"), "two workers: {why}");
     assert!(why.contains("two of the 4 are copied"), "{why}");
-    assert!(reason(&m, Some(Profile::Latency), "memory.umem_frames").contains("no packet is copied"));
+    let m = machine(cores(2, 1, 1), 64 << 20, nic(1, None));
+    assert!(
+        reason(&m, None, "memory.umem_frames").contains("no packet is copied"),
+        "4096 buffers are one UMEM"
+    );
 }
 
 /// A container's memory limit holds both the flow table and the packet buffers.

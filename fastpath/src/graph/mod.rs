@@ -8,7 +8,7 @@ mod drop;
 mod packets;
 
 pub use drop::DropReason;
-pub use packets::{Answer, Packets, Setup, Source, VECTOR};
+pub use packets::{Answer, Lookup, Packets, Setup, Source, VECTOR};
 
 use core::mem;
 use core::time::Duration;
@@ -234,10 +234,28 @@ impl Lists {
         }
     }
 
-    /// Adds a packet to the list of `rewrite`, where its transform is: needs no context.
+    /// [`Next::Rewrite`] for a packet whose transform is there: needs no context.
     #[inline]
     pub fn push_rewrite(&mut self, packet: u16) {
         self.rewrite.push(packet);
+    }
+
+    /// [`Next::Encap`], likewise.
+    #[inline]
+    pub fn push_encap(&mut self, packet: u16) {
+        self.encap.push(packet);
+    }
+
+    /// [`Next::Neighbor`], likewise.
+    #[inline]
+    pub fn push_neighbor(&mut self, packet: u16) {
+        self.neighbor.push(packet);
+    }
+
+    /// [`Next::Tx`], likewise.
+    #[inline]
+    pub fn push_tx(&mut self, packet: u16) {
+        self.tx.push(packet);
     }
 
     #[cold]

@@ -103,6 +103,19 @@ impl Default for Packets {
     }
 }
 
+/// Parts of all packets, each by number; see [`Packets::lookup`].
+#[derive(Debug)]
+pub struct Lookup<'a> {
+    /// Flow keys of the vector's packets.
+    pub keys: &'a [FlowKey],
+    /// Frames.
+    pub frames: &'a mut [Option<Frame>; VECTOR],
+    /// Metadata.
+    pub meta: &'a mut [Meta; VECTOR],
+    /// What `rewrite` will do.
+    pub transform: &'a mut [Transform; VECTOR],
+}
+
 const MASK: usize = VECTOR - 1;
 
 impl Packets {
@@ -261,12 +274,16 @@ impl Packets {
         &mut self.all.setup[usize::from(i) & MASK]
     }
 
-    /// What the lookup of a whole vector needs at once: keys of all packets, their metadata, and, writable, what
-    /// `rewrite` will do.
+    /// What the lookup of a whole vector needs at once.
     #[inline]
-    pub fn lookup(&mut self) -> (&[FlowKey], &[Meta; VECTOR], &mut [Transform; VECTOR]) {
+    pub fn lookup(&mut self) -> Lookup<'_> {
         let (len, all) = (self.len(), &mut *self.all);
-        (all.key.get(..len).unwrap_or_default(), &all.meta, &mut all.transform)
+        Lookup {
+            keys: all.key.get(..len).unwrap_or_default(),
+            frames: &mut all.frames,
+            meta: &mut all.meta,
+            transform: &mut all.transform,
+        }
     }
 
     /// Bytes, metadata and transform of a packet at once.

@@ -18,14 +18,23 @@ const AHEAD: usize = 8;
 /// The node.
 #[derive(Debug, Default)]
 pub struct Encap {
-    ident: u16,
+    idents: Idents,
 }
 
-impl Encap {
-    /// Outer identification: differs from packet to packet, for the fragments of those without DF (RFC 6864).
-    fn next_ident(&mut self) -> u16 {
-        self.ident = self.ident.wrapping_add(1);
-        self.ident
+/// Outer identifications: they differ from packet to packet, for the fragments of those without DF (RFC 6864).
+#[derive(Debug, Default)]
+pub(super) struct Idents(u16);
+
+impl Idents {
+    /// Those that `encap` does not use: for the node that encapsulates beside it.
+    pub(super) const fn odd() -> Self {
+        Self(1)
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> u16 {
+        self.0 = self.0.wrapping_add(2);
+        self.0
     }
 }
 
@@ -41,18 +50,13 @@ impl Node for Encap {
                 cx.packets.prefetch_headroom(*ahead);
             }
             let (frame, meta) = cx.packets.framed(i);
-            // Looked up for each packet, which costs less than to foresee whether the next one has another tunnel.
-            match (frame, Way::of(snap, meta.tunnel)) {
-                (Some(frame), Some(way)) if way.fits(frame, meta) => {
-                    self.ident = self.ident.wrapping_add(1);
-                    let next = way.take(frame, meta, self.ident);
-                    lists.push(cx, i, next);
-                }
-                _ => {
-                    let next = self.one(cx, i);
-                    lists.push(cx, i, next);
-                }
-            }
+            let wrapped = frame.and_then(|frame| wrap(snap, &mut self.idents, frame, meta));
+            let next = match wrapped {
+                Some(true) => Next::Tx,
+                Some(false) => Next::Drop(DropReason::NoHeadroom),
+                None => self.one(cx, i),
+            };
+            lists.push(cx, i, next);
         }
     }
 
@@ -71,7 +75,7 @@ impl Node for Encap {
             src_port: vxlan::source_port(meta.hash),
             tos: ecn::encap(meta.tos),
             df: meta.flags & (flags::DF | flags::V6) != 0,
-            ident: self.next_ident(),
+            ident: self.idents.next(),
             inner_v6: meta.has(flags::V6),
             inner_len: meta.l3_len,
             udp6_checksum: cx.snap.settings.outer_udp6_checksum,
@@ -86,6 +90,15 @@ impl Node for Encap {
         meta.next_hop = tunnel.next_hop;
         Next::Neighbor
     }
+}
+
+/// Encapsulates a packet for `meta.tunnel` if the headers are prepared: complete then, or `false` if they could not be
+/// written. `None`, and nothing changed, for a packet that takes more.
+#[inline(always)]
+pub(super) fn wrap(snap: &Snapshot, idents: &mut Idents, frame: &mut Frame, meta: &mut Meta) -> Option<bool> {
+    // Looked up for each packet, which costs less than to foresee whether the next one has another tunnel.
+    let way = Way::of(snap, meta.tunnel)?;
+    way.fits(frame, meta).then(|| way.take(frame, meta, idents.next()))
 }
 
 /// A tunnel whose headers are prepared, and the link's addresses: `neighbor` has nothing to add.
@@ -119,7 +132,7 @@ impl<'a> Way<'a> {
     }
 
     #[inline(always)]
-    fn take(&self, frame: &mut Frame, meta: &mut Meta, ident: u16) -> Next {
+    fn take(&self, frame: &mut Frame, meta: &mut Meta, ident: u16) -> bool {
         let varying = vxlan::Varying {
             src_port: vxlan::source_port(meta.hash),
             tos: ecn::encap(meta.tos),
@@ -132,10 +145,7 @@ impl<'a> Way<'a> {
         let written = frame.set_len(meta.l3 + meta.l3_len)
             && frame.push(Prepared::OVERHEAD)
             && self.headers.emit(frame.data_mut(), self.dst, self.src, &varying);
-        if !written {
-            return Next::Drop(DropReason::NoHeadroom);
-        }
         meta.egress = self.egress;
-        Next::Tx
+        written
     }
 }

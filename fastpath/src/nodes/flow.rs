@@ -1,19 +1,28 @@
 //! `flow`: after `source`. Looks the whole vector up in the flow table at once.
 //!
-//! Hit of this generation: `rewrite` applies the entry's transform, or the packet is dropped if the flow's permission
+//! Hit of this generation: common packets are rewritten and encapsulated in the lookup's loop, by the code of those nodes, while
+//! the entry is at hand; of others `rewrite` applies the entry's transform, or the packet is dropped if the flow's permission
 //! was taken away; but a SYN that opens another connection than the flow's is a first packet. Miss, or an entry of an older generation: `service`, `policy`, `snat` and `route` decide. ICMP errors
 //! must quote a known flow; they follow it, and are translated with what they quote (RFC 5508 4.2). Later fragments have
 //! the key of their first one and follow its flow, but never begin one.
 #![forbid(unsafe_code)]
 
+use super::encap::{Idents, wrap};
 use super::policy::{refuse, revoked};
+use super::rewrite::{Counted, forward};
 use super::source::addresses;
-use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, Setup, VECTOR, count_rules};
-use crate::packet::{FlowKey, Meta, flags, proto};
+use crate::graph::{
+    Context, DropReason, Lists, Lookup, Next, Node, NodeId, Setup, VECTOR, count_drop, count_rules,
+};
+use crate::io::Frame;
+use crate::packet::{FlowKey, Meta, NO_INDEX, flags, proto};
 use crate::snapshot::PortRole;
 use crate::tables::flow::{FlowState, Hit, Transform};
 use crate::wire::tcp::control;
 use crate::wire::translate;
+
+/// How many packets ahead headers, and the room in front of them, are fetched into the cache.
+const AHEAD: usize = 8;
 
 /// The node.
 #[derive(Debug)]
@@ -22,6 +31,7 @@ pub struct Flow {
     hashes: Vec<u64>,
     /// What is not settled by the lookup alone.
     rest: Vec<(u16, Option<Hit>)>,
+    idents: Idents,
 }
 
 impl Default for Flow {
@@ -30,6 +40,7 @@ impl Default for Flow {
             keys: Vec::with_capacity(VECTOR),
             hashes: Vec::with_capacity(VECTOR),
             rest: Vec::with_capacity(VECTOR),
+            idents: Idents::odd(),
         }
     }
 }
@@ -46,24 +57,55 @@ impl Node for Flow {
             self.keys.clear();
             self.keys.extend(input.iter().map(|i| *cx.packets.key(*i)));
         }
-        let generation = cx.snap.generation;
-        let (keys, metas, transforms) = cx.packets.lookup();
+        let (snap, stats, rules) = (cx.snap, cx.stats, cx.rules);
+        let Lookup { keys, frames, meta: metas, transform: transforms } = cx.packets.lookup();
         let keys = if whole { keys } else { &self.keys };
-        let rest = &mut self.rest;
+        let (rest, idents) = (&mut self.rest, &mut self.idents);
         rest.clear();
+        let fetch = |frames: &[Option<Frame>; VECTOR], n: usize| {
+            if let Some(frame) = input.get(n).and_then(|i| frames[usize::from(*i) % VECTOR].as_ref()) {
+                frame.prefetch();
+                frame.prefetch_headroom();
+            }
+        };
+        (0..AHEAD).for_each(|n| fetch(frames, n));
+        // Once a packet is left to `rewrite`, so are those behind it: none of a flow overtakes another.
+        let (mut counted, mut at_once) = (Counted::default(), true);
         let settle = |n: usize, hit: &Hit| {
+            fetch(frames, n + AHEAD);
             let i = *input.get(n)?;
             let place = usize::from(i) % VECTOR;
-            let meta = &metas[place];
-            if !is_settled(generation, meta, hit) {
+            let (meta, t) = (&mut metas[place], &hit.transform);
+            if !is_settled(snap.generation, meta, hit) {
                 return None;
             }
-            transforms[place] = hit.transform;
-            lists.push_rewrite(i);
+            let frame = if at_once { frames[place].as_mut() } else { None };
+            let forwarded = frame
+                .and_then(|frame| forward(rules, &mut counted, frame.data_mut(), meta, t).then_some(frame));
+            if let Some(frame) = forwarded {
+                if t.tunnel == NO_INDEX {
+                    if t.next_hop != NO_INDEX {
+                        // What `neighbor` asks for when the hop is the link itself.
+                        transforms[place].dst = t.dst;
+                    }
+                    lists.push_neighbor(i);
+                } else {
+                    match wrap(snap, idents, frame, meta) {
+                        Some(true) => lists.push_tx(i),
+                        Some(false) => count_drop(stats, DropReason::NoHeadroom),
+                        None => lists.push_encap(i),
+                    }
+                }
+            } else {
+                at_once = false;
+                transforms[place] = *t;
+                lists.push_rewrite(i);
+            }
             Some(meta.tcp_flags)
         };
         let other = |n: usize, hit| rest.extend(input.get(n).map(|i| (*i, hit)));
         cx.flows.follow_each(keys, &self.hashes, cx.now, settle, other);
+        counted.flush(rules);
         for (i, hit) in &self.rest {
             let next = decide(cx, *i, hit.as_ref());
             lists.push(cx, *i, next);

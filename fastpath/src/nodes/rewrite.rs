@@ -1,5 +1,7 @@
 //! `rewrite`: after `flow` and `route`. Applies the transform: TTL, addresses, ports, checksums.
 //!
+//! What it does to the common packets of known flows `flow` does itself, by [`forward`].
+//!
 //! TTL and hop limit go down by one (RFC 1812 5.3.1, RFC 8200 3); what does not fit the way's MTU goes back
 //! as "too big" (RFC 1191, RFC 8201). Checksums follow by RFC 1624. Checksums a sender left to its device are
 //! finished here, because AF_XDP does not carry the kernel's checksum state.
@@ -7,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use crate::graph::{Context, DropReason, Lists, Next, Node, NodeId, count_packets, count_rules};
-use crate::packet::{NO_INDEX, flags, proto};
+use crate::packet::{Meta, NO_INDEX, flags, proto};
 use crate::stats::RuleCounter;
 use crate::tables::flow::Transform;
 use crate::tables::policy::Rules;
@@ -23,7 +25,7 @@ pub struct Rewrite;
 
 /// Packets of successive flows that the same rules decided on, counted once.
 #[derive(Debug, Default)]
-struct Counted {
+pub(super) struct Counted {
     rules: Rules,
     packets: u64,
     bytes: u64,
@@ -40,9 +42,28 @@ impl Counted {
         self.bytes += u64::from(bytes);
     }
 
-    fn flush(&self, counters: &[RuleCounter]) {
+    pub(super) fn flush(&self, counters: &[RuleCounter]) {
         count_packets(counters, self.rules, self.packets, self.bytes);
     }
+}
+
+/// All that is done to a common packet; `false`, and nothing changed, for one that takes more ([`Node::one`]).
+#[inline(always)]
+pub(super) fn forward(
+    counters: &[RuleCounter],
+    counted: &mut Counted,
+    data: &mut [u8],
+    meta: &mut Meta,
+    t: &Transform,
+) -> bool {
+    let done = meta.l3_len <= t.mtu && translate::forward(data, meta, t);
+    if done {
+        meta.egress = t.egress;
+        meta.tunnel = t.tunnel;
+        meta.next_hop = t.next_hop;
+        counted.add(counters, t.rules, meta.l3_len);
+    }
+    done
 }
 
 impl Node for Rewrite {
@@ -57,11 +78,7 @@ impl Node for Rewrite {
                 cx.packets.prefetch(*ahead);
             }
             let (data, meta, t) = cx.packets.decided(i);
-            if meta.l3_len <= t.mtu && translate::forward(data, meta, t) {
-                meta.egress = t.egress;
-                meta.tunnel = t.tunnel;
-                meta.next_hop = t.next_hop;
-                counted.add(cx.rules, t.rules, meta.l3_len);
+            if forward(cx.rules, &mut counted, data, meta, t) {
                 let next = if t.tunnel == NO_INDEX { Next::Neighbor } else { Next::Encap };
                 lists.push(cx, i, next);
             } else {

@@ -70,7 +70,7 @@ pub(super) fn refused(snap: &Snapshot, ingress: PortId, src: Ip) -> Option<DropR
 }
 
 /// [`refused`] by the port itself.
-#[inline]
+#[inline(always)]
 pub(super) fn refused_by(snap: &Snapshot, port: &PortInfo, src: Ip) -> Option<DropReason> {
     match port.role {
         PortRole::Pod if !port.addrs.contains(&src) => Some(DropReason::SourceNotOwn),

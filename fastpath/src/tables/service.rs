@@ -160,7 +160,7 @@ pub struct ServiceTable {
 /// Most connections of one [`ServiceTable::fetch`].
 pub const AT_ONCE: usize = 32;
 /// With fewer frontends than this nothing is worth fetching: all is in the caches.
-const MANY: usize = 256;
+const MANY: usize = 2048;
 
 /// What a destination is to the services.
 #[derive(Clone, Copy, Debug)]

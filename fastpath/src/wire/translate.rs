@@ -37,7 +37,7 @@ pub fn set_tos(frame: &mut [u8], meta: &mut Meta, tos: u8) {
 /// A common packet is a whole TCP or UDP packet without IP options or extension headers that is no ICMP error and may
 /// be passed on, with a transport checksum its sender has finished. Does to it what [`decrement_ttl`],
 /// [`partial::finish`](super::partial::finish) and [`apply`] do; `false`, and nothing changed, when it is another.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn forward(frame: &mut [u8], meta: &Meta, t: &Transform) -> bool {
     const ODD: u8 = flags::ICMP_ERROR | flags::LATER_FRAGMENT;

@@ -185,6 +185,22 @@ impl Buckets {
         let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
+    /// Starts to bring the marks of a bucket into the cache.
+    #[inline]
+    pub(super) fn prefetch_mark(&self, bucket: u32) {
+        self.marks.prefetch(index(bucket));
+    }
+
+    /// As [`Buckets::set_mark`], without an atomic exchange: of marks of one bucket that are made at once one may be lost,
+    /// which the [table](super) can bear.
+    #[inline]
+    pub(super) fn hint_mark(&self, bucket: u32, lane: u32, mark: Mark) {
+        let Some(word) = self.marks.get(index(bucket)) else { return };
+        let shift = lane * Mark::BITS;
+        let others = word.load(Ordering::Relaxed) & !(0x1ff << shift);
+        word.store(others | u64::from(mark.bits()) << shift, Ordering::Relaxed);
+    }
+
     /// Entries in use; reads all tags.
     pub(super) fn used(&self) -> usize {
         let used = |w: &AtomicU64| Tags(w.load(Ordering::Relaxed)).used().len();

@@ -23,6 +23,18 @@
 //! - **Eviction**, when both buckets of a key are full, by class: closing, half open, idle; within a class the
 //!   one longest idle. An established TCP flow that had a packet in the last 31 s, or another established
 //!   flow in the last 7 s, is never evicted; a flood of new flows displaces its own kind.
+//! - **Marks are hints.** Packets write them by plain stores some packets late, without a claim: of two that are made at once
+//!   in one bucket one may be lost or undone, and a late one may fall on the next flow in the slot. That is harmless:
+//!   *(a)* they have a word of their own; tags, claims and heads, which say what is in use and whose it is, are changed under
+//!   claims alone, so no mark frees a slot, brings a flow back or lets one be seen whole that is not. *(b)* Nothing is
+//!   removed by a mark: sweep and eviction ask the entries for state and time, under the claims of both, and correct
+//!   the mark. *(c)* An undone mark is one that was there before: none grows younger but by a packet. Whatever a mark says, it
+//!   is "old" within 64 ticks (4.4 minutes), and then the sweep looks at the entry: no slot is lost. What a wrong mark does
+//!   change is the order of eviction among flows that may be evicted, and how soon memory is freed.
+//! - **The last-seen time** is no hint: it decides whether a flow lives. It is written by compare-and-swap of the word that
+//!   has the state and half of the flow's id too, so that a worker that was held up between read and write changes
+//!   neither the next flow in the slot nor a newer time; by a plain store only where no other thread writes such
+//!   words ([`FlowTable::for_one_worker`]).
 //! - **Generations** are stored and handed out; comparing them is the caller's.
 #![deny(unsafe_code)]
 
@@ -50,7 +62,7 @@ use insert::Time;
 pub(super) use memory::prefetch;
 use slot::{V4, V6};
 use state::Limits;
-use table::{NOWHERE, Place, Table};
+use table::{Ask, Late, NOWHERE, Place, Table};
 
 /// Last-seen times are written when they are older than this, in milliseconds, so that a busy flow does not
 /// dirty its line with every packet: or sooner, at one part in [`LAST_SEEN_PART`] of the flow's timeout. A flow may
@@ -77,6 +89,8 @@ pub struct FlowTable {
     limits: Limits,
     seed: u64,
     cursors: [AtomicU32; CURSORS],
+    /// See [`FlowTable::for_one_worker`].
+    alone: bool,
 }
 
 impl FlowTable {
@@ -91,7 +105,15 @@ impl FlowTable {
             limits: Limits::new(&config.timeouts),
             seed: config.seed,
             cursors: [const { AtomicU32::new(0) }; CURSORS],
+            alone: false,
         }
+    }
+
+    /// For a table in which one thread at a time installs and observes, however many others look up, sweep or remove:
+    /// a flow that was not seen for a while then costs a plain store and not an atomic exchange.
+    #[must_use]
+    pub fn for_one_worker(self) -> Self {
+        Self { alone: true, ..self }
     }
 
     /// Seed for [`FlowKey::hash`].
@@ -185,22 +207,24 @@ impl FlowTable {
     ) {
         let limits = &self.limits;
         match family(keys) {
-            Some(true) => self.stages(
-                keys,
-                hashes,
-                |_| true,
-                |n, key, hash, at| {
-                    self.v4.follow(limits, key, hash, now, at, |hit| follow(n, hit), |hit| other(n, hit));
-                },
-            ),
-            Some(false) => self.stages(
-                keys,
-                hashes,
-                |_| false,
-                |n, key, hash, at| {
-                    self.v6.follow(limits, key, hash, now, at, |hit| follow(n, hit), |hit| other(n, hit));
-                },
-            ),
+            Some(true) => {
+                let (table, mut late) = (&self.v4, Late::new(self.alone));
+                let each = |n, key: &FlowKey, hash, at| {
+                    let (follow, other) = (|hit: &Hit| follow(n, hit), |hit| other(n, hit));
+                    table.follow(&Ask { key, hash, now, limits }, at, &mut late, follow, other);
+                };
+                self.stages(keys, hashes, |_| true, each);
+                late.finish(&table.buckets);
+            }
+            Some(false) => {
+                let (table, mut late) = (&self.v6, Late::new(self.alone));
+                let each = |n, key: &FlowKey, hash, at| {
+                    let (follow, other) = (|hit: &Hit| follow(n, hit), |hit| other(n, hit));
+                    table.follow(&Ask { key, hash, now, limits }, at, &mut late, follow, other);
+                };
+                self.stages(keys, hashes, |_| false, each);
+                late.finish(&table.buckets);
+            }
             None => self.lookup_each(keys, hashes, now, |n, hit| {
                 match hit.and_then(|hit| Some((hit, follow(n, hit)?))) {
                     Some((hit, flags)) => {

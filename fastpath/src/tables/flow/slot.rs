@@ -306,6 +306,18 @@ impl<F: Family> Slot<F> {
         self.hot.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// Writes when the last packet was seen, if the hot word is still `from`. `alone`: the caller is the only thread that
+    /// writes hot words, so that it is.
+    #[inline]
+    pub(super) fn see(&self, from: Hot, now: Millis, alone: bool) -> bool {
+        let to = from.with_last_seen(now);
+        if alone {
+            self.hot.store(to.0, Ordering::Relaxed);
+            return true;
+        }
+        self.swap_hot(from, to)
+    }
+
     /// The hit for `key`, if the entry is steady under `head` and holds that key. `index` is the entry's own.
     #[inline]
     pub(super) fn read_hit(&self, head: Head, key: &Packed<F>, index: u32) -> Option<(Hit, Hot)> {

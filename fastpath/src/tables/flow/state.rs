@@ -232,6 +232,8 @@ pub(super) struct Mark(u16);
 
 impl Mark {
     pub(super) const BITS: u32 = 9;
+    /// Of no entry.
+    pub(super) const NONE: Mark = Mark(0);
 
     pub(super) fn new(class: Class, seen: Tick) -> Self {
         Self(u16::from(class as u8) << 6 | u16::from(seen.0))

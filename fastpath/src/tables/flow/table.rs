@@ -13,6 +13,9 @@ pub(super) const NOWHERE: u32 = u32::MAX;
 /// Attempts at a compare-and-swap or a consistent read of two entries while other workers change them.
 const TRIES: usize = 64;
 
+/// Packets between one that makes a mark and when it is made, among those that make one.
+const LATE: usize = 16;
+
 /// Buckets and entries of one family.
 #[derive(Debug)]
 pub(super) struct Table<F: Family> {
@@ -29,13 +32,49 @@ pub(super) struct Place {
     pub(super) tag: u8,
 }
 
+/// Marks that packets of a vector make, each some packets later, when its word has come into the cache. None is kept longer
+/// than the vector.
+#[derive(Debug)]
+pub(super) struct Late {
+    marks: [(u32, Mark); LATE],
+    added: usize,
+    /// See [`Slot::see`].
+    alone: bool,
+}
+
+impl Late {
+    pub(super) fn new(alone: bool) -> Self {
+        Self { marks: [(NOWHERE, Mark::NONE); LATE], added: 0, alone }
+    }
+
+    #[inline]
+    fn add(&mut self, buckets: &Buckets, at: u32, mark: Mark) {
+        buckets.prefetch_mark(lane_of(at).0);
+        if let Some(place) = self.marks.get_mut(self.added % LATE) {
+            let (before, mark) = core::mem::replace(place, (at, mark));
+            let (bucket, lane) = lane_of(before);
+            buckets.hint_mark(bucket, lane, mark);
+        }
+        self.added += 1;
+    }
+
+    /// Makes those that are left.
+    #[inline]
+    pub(super) fn finish(self, buckets: &Buckets) {
+        for (at, mark) in self.marks.into_iter().take(self.added) {
+            let (bucket, lane) = lane_of(at);
+            buckets.hint_mark(bucket, lane, mark);
+        }
+    }
+}
+
 /// What is looked for, and when.
 #[derive(Clone, Copy, Debug)]
-struct Ask<'a> {
-    key: &'a FlowKey,
-    hash: u64,
-    now: Millis,
-    limits: &'a Limits,
+pub(super) struct Ask<'a> {
+    pub(super) key: &'a FlowKey,
+    pub(super) hash: u64,
+    pub(super) now: Millis,
+    pub(super) limits: &'a Limits,
 }
 
 /// A flow as both of its entries tell it.
@@ -144,30 +183,34 @@ impl<F: Family> Table<F> {
 
     /// The same for a packet that mostly just follows its flow; see [`super::FlowTable::follow_each`].
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "a stage of a loop, and what is done with its result")]
     pub(super) fn follow(
         &self,
-        limits: &Limits,
-        key: &FlowKey,
-        hash: u64,
-        now: Millis,
+        ask: &Ask<'_>,
         at: u32,
+        late: &mut Late,
         follow: impl FnOnce(&Hit) -> Option<u8>,
         other: impl FnOnce(Option<Hit>),
     ) {
+        let Ask { key, now, limits, .. } = *ask;
         let Some(slot) = self.slot(at) else { return other(None) };
         if let Some((hit, hot)) = slot.read_hit(slot.head(), &Packed::new(key), at) {
             let (age, limit) = (now.since(hot.last_seen()), limits.of(hot.state()));
             if age < limit {
                 let Some(flags) = follow(&hit) else { return other(Some(hit)) };
                 // What nearly every packet finds: a flow seen a moment ago, in a state that it does not change.
-                if age >= grain(limit) || hot.state().step(hit.reply, flags) != hot.state() {
+                if hot.state().step(hit.reply, flags) != hot.state() {
                     self.observe(&hit, flags, now, limits);
+                } else if age >= grain(limit) {
+                    let tick = Tick::of(now);
+                    // A failed swap means that another worker has just seen the flow, or that it is gone.
+                    if slot.see(hot, now, late.alone) && tick != Tick::of(hot.last_seen()) {
+                        late.add(&self.buckets, at, Mark::new(hot.state().class(), tick));
+                    }
                 }
                 return;
             }
         }
-        other(self.find_live(&Ask { key, hash, now, limits }));
+        other(self.find_live(ask));
     }
 
     /// The live entry of a key. An entry past its timeout is removed.

@@ -5,7 +5,6 @@
 //! depends on the order they came in: two tables are the same when they say the same.
 #![forbid(unsafe_code)]
 
-use core::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 use crate::tables::flow::prefetch;
@@ -47,7 +46,7 @@ impl<K, const N: usize> Default for Lines<K, N> {
     }
 }
 
-impl<K: Copy + Eq + Default + Hash, const N: usize> Lines<K, N> {
+impl<K: Copy + Eq + Default, const N: usize> Lines<K, N> {
     /// Number of the line in which a key of this hash lies, if anywhere and there was room.
     #[inline]
     fn home(&self, hash: u64) -> usize {
@@ -96,8 +95,8 @@ impl<K: Copy + Eq + Default + Hash, const N: usize> Lines<K, N> {
     }
 
     /// Adds or replaces a key, whose hash is `of(key)`; copies the lines when another table shares them.
-    pub(super) fn insert(&mut self, of: &impl BuildHasher, key: K, value: u32) {
-        let home = self.home(of.hash_one(key));
+    pub(super) fn insert(&mut self, of: impl Fn(K) -> u64 + Copy, key: K, value: u32) {
+        let home = self.home(of(key));
         if let Some((at, slot)) = self.place(home, key) {
             if let Some(known) = self.change().get_mut(at).and_then(|line| line.values.get_mut(slot)) {
                 *known = value;
@@ -107,7 +106,7 @@ impl<K: Copy + Eq + Default + Hash, const N: usize> Lines<K, N> {
         if (self.len + 1) * 4 > self.lines.len() * N * 3 {
             self.resize(of, (self.len + 1) * 2);
         }
-        let home = self.home(of.hash_one(key));
+        let home = self.home(of(key));
         Self::put(self.change(), home, key, value);
         self.len += 1;
     }
@@ -127,8 +126,8 @@ impl<K: Copy + Eq + Default + Hash, const N: usize> Lines<K, N> {
     }
 
     /// Removes a key; copies the lines when another table shares them.
-    pub(super) fn remove(&mut self, of: &impl BuildHasher, key: K) {
-        let home = self.home(of.hash_one(key));
+    pub(super) fn remove(&mut self, of: impl Fn(K) -> u64 + Copy, key: K) {
+        let home = self.home(of(key));
         let Some((found, slot)) = self.place(home, key) else { return };
         let lines = self.change();
         let count = lines.len();
@@ -158,12 +157,12 @@ impl<K: Copy + Eq + Default + Hash, const N: usize> Lines<K, N> {
     }
 
     /// Makes room for so many keys.
-    fn resize(&mut self, of: &impl BuildHasher, room: usize) {
+    fn resize(&mut self, of: impl Fn(K) -> u64 + Copy, room: usize) {
         let line = Line { keys: [K::default(); N], values: [0; N], used: 0, passed: 0 };
         let fresh: Arc<[Line<K, N>]> = vec![line; room.div_ceil(N)].into();
         let old = std::mem::replace(&mut self.lines, fresh);
         for (key, value) in each(&old) {
-            let home = self.home(of.hash_one(key));
+            let home = self.home(of(key));
             Self::put(self.change(), home, key, value);
         }
     }
@@ -196,33 +195,19 @@ fn each<K: Copy, const N: usize>(lines: &[Line<K, N>]) -> impl Iterator<Item = (
 
 #[cfg(test)]
 mod tests {
-    use core::hash::{BuildHasherDefault, Hasher};
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
     use super::*;
 
-    /// A hash of few values: lines run over.
-    #[derive(Default)]
-    struct Few(u64);
-
-    impl Hasher for Few {
-        fn finish(&self) -> u64 {
-            (self.0 % 5) << 30
-        }
-
-        fn write(&mut self, bytes: &[u8]) {
-            self.0 =
-                bytes.iter().fold(self.0, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-        }
-    }
-
     proptest! {
         /// It is a map, whatever lines run over, and a copy stays as it was.
         #[test]
         fn is_a_map(ops in prop::collection::vec((0u32..80, any::<bool>(), any::<u32>()), 0..400), copy_at in 0usize..400) {
-            let of = BuildHasherDefault::<Few>::default();
+            // A hash of few values: lines run over.
+            let of = |key: u32| u64::from(key % 5) << 30;
+            let wide_of = |key: u128| of(u32::try_from(key >> 60).unwrap());
             let (mut v4, mut v6) = (Lines::<u32, 7>::default(), Lines::<u128, 3>::default());
             let mut naive = BTreeMap::new();
             let mut copy = None;
@@ -231,20 +216,20 @@ mod tests {
                     copy = Some((v4.clone(), v6.clone(), naive.clone()));
                 }
                 if add {
-                    v4.insert(&of, key, value);
-                    v6.insert(&of, u128::from(key) << 60, value);
+                    v4.insert(of, key, value);
+                    v6.insert(wide_of, u128::from(key) << 60, value);
                     naive.insert(key, value);
                 } else {
-                    v4.remove(&of, key);
-                    v6.remove(&of, u128::from(key) << 60);
+                    v4.remove(of, key);
+                    v6.remove(wide_of, u128::from(key) << 60);
                     naive.remove(&key);
                 }
             }
             for (v4, v6, naive) in copy.iter().chain([&(v4, v6, naive)]) {
                 for key in 0..90u32 {
                     let wide = u128::from(key) << 60;
-                    prop_assert_eq!(v4.get(of.hash_one(key), key), naive.get(&key).copied());
-                    prop_assert_eq!(v6.get(of.hash_one(wide), wide), naive.get(&key).copied());
+                    prop_assert_eq!(v4.get(of(key), key), naive.get(&key).copied());
+                    prop_assert_eq!(v6.get(wide_of(wide), wide), naive.get(&key).copied());
                 }
                 prop_assert_eq!((v4.len(), v6.len()), (naive.len(), naive.len()));
                 prop_assert_eq!(&v4.iter().collect::<BTreeMap<_, _>>(), naive);

@@ -117,6 +117,21 @@ pub(super) fn low(ip: Ip) -> u32 {
     u32::from_be_bytes(ip.v4_bytes())
 }
 
+#[inline]
+fn narrow(hasher: &DefaultHashBuilder, bits: u32) -> u64 {
+    hasher.hash_one(bits)
+}
+
+/// One half after the other: the hasher would multiply them with each other, and where both vary little by little that
+/// leaves some of its bits nearly the same.
+#[inline]
+fn wide(hasher: &DefaultHashBuilder, bits: u128) -> u64 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bits.to_be_bytes();
+    let upper = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    let lower = u64::from_be_bytes([i, j, k, l, m, n, o, p]);
+    hasher.hash_one(lower ^ hasher.hash_one(upper).rotate_left(32))
+}
+
 /// Number of the shard of a hash; the lines go by its low bits.
 #[inline]
 fn shard(spot: Spot) -> usize {
@@ -135,7 +150,7 @@ impl PeerTable {
     #[inline]
     #[must_use]
     pub fn spot(&self, ip: Ip) -> Spot {
-        Spot(if ip.is_v4() { self.hasher.hash_one(low(ip)) } else { self.hasher.hash_one(ip.bits()) })
+        Spot(if ip.is_v4() { narrow(&self.hasher, low(ip)) } else { wide(&self.hasher, ip.bits()) })
     }
 
     /// Starts to bring into the cache what [`PeerTable::lookup_at`] will read.
@@ -183,12 +198,12 @@ impl PeerTable {
             };
         }
         let value = info.class.0 & !OF_NODE | if is_node { OF_NODE } else { 0 };
-        let at = shard(self.spot(ip));
+        let (at, hasher) = (shard(self.spot(ip)), &self.hasher);
         let Some(shard) = self.shards.get_mut(at) else { return };
         if ip.is_v4() {
-            shard.v4.insert(&self.hasher, low(ip), value);
+            shard.v4.insert(|bits| narrow(hasher, bits), low(ip), value);
         } else {
-            shard.v6.insert(&self.hasher, ip.bits(), value);
+            shard.v6.insert(|bits| wide(hasher, bits), ip.bits(), value);
         }
     }
 
@@ -197,12 +212,12 @@ impl PeerTable {
         if self.nodes.contains_key(&ip) {
             Arc::make_mut(&mut self.nodes).remove(&ip);
         }
-        let at = shard(self.spot(ip));
+        let (at, hasher) = (shard(self.spot(ip)), &self.hasher);
         let Some(shard) = self.shards.get_mut(at) else { return };
         if ip.is_v4() {
-            shard.v4.remove(&self.hasher, low(ip));
+            shard.v4.remove(|bits| narrow(hasher, bits), low(ip));
         } else {
-            shard.v6.remove(&self.hasher, ip.bits());
+            shard.v6.remove(|bits| wide(hasher, bits), ip.bits());
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod cases;
 mod flood;
+mod marks;
 mod model;
 mod threads;
 
