@@ -2,8 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fastpath::graph::DropReason;
 use fastpath::io::{Frame, Pool, Port, PortStats};
@@ -109,55 +107,4 @@ fn a_worker_stays_awake_for_what_is_not_sent_yet() {
     assert!(!bed.worker.pass());
     bed.worker.add_port(pod_port(2), 1, Box::new(Stuck { up: true, waiting: 5 }));
     assert_eq!((0..10).map(|_| bed.worker.pass()).filter(|busy| *busy).count(), 4);
-}
-
-/// A port without packets that counts how often it is asked.
-struct Silent(Arc<AtomicUsize>);
-
-impl Port for Silent {
-    fn rx(&mut self, _: &mut Vec<Frame>, _: usize) -> usize {
-        self.0.fetch_add(1, Relaxed);
-        0
-    }
-
-    fn tx(&mut self, _: &mut Vec<Frame>) -> usize {
-        0
-    }
-
-    fn refill(&mut self, _: &mut Pool) -> bool {
-        false
-    }
-
-    fn wake(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        None
-    }
-
-    fn stats(&self) -> PortStats {
-        PortStats::default()
-    }
-
-    fn close(self: Box<Self>, _: &mut Pool) -> usize {
-        0
-    }
-}
-
-/// A worker that looks out for packets is back soon at the ports that had some, and forgets none of the others.
-#[test]
-fn quiet_ports_are_asked_a_few_at_a_time() {
-    let mut bed = Bed::new(snapshot(1, VXLAN4));
-    let asked: Vec<Arc<AtomicUsize>> = (0..200).map(|_| Arc::default()).collect();
-    for (n, asked) in (100..).zip(&asked) {
-        bed.worker.add_port(PortId(n), 0, Box::new(Silent(Arc::clone(asked))));
-    }
-    let count = || asked.iter().map(|a| a.load(Relaxed)).collect::<Vec<_>>();
-    let mut pass = || {
-        let before = count();
-        assert!(!bed.worker.pass());
-        before.iter().zip(count()).filter(|(before, now)| now > before).count()
-    };
-    assert_eq!(pass(), 200, "those that have just come");
-    assert!((0..1_000_000).any(|_| pass() <= 16), "they are never left alone");
-    let before = count();
-    (0..200).for_each(|_| assert!(pass() <= 200));
-    assert!(before.iter().zip(count()).all(|(before, now)| now > *before));
 }
