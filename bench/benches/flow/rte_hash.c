@@ -155,7 +155,8 @@ int main(int argc, char **argv)
                 if (mode == 2 && !missed) {
                     uint64_t sum = 0;
                     for (uint32_t i = 0; i < BATCH; i++)
-                        sum += *(volatile uint64_t *)found[i];
+                        for (uint32_t w = 0; w < 7; w++)
+                                sum ^= ((volatile uint64_t *)found[i])[w];
                     sink += sum;
                 }
                 uint64_t took = rte_rdtsc_precise() - start;
