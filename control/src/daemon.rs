@@ -268,6 +268,7 @@ impl Daemon {
             tracing::debug!("{e}");
         }
         self.applied.acked(self.attacher.engine.acked());
+        self.attacher.engine.tidy();
         self.look_at_outboxes();
         let now = Instant::now();
         let mut dirty = self.asked.expire(&self.net, now);

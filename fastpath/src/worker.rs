@@ -260,6 +260,7 @@ impl Worker {
 
     /// Sends full vectors by `outbox` from now on, where a port's [`PortInfo`](crate::snapshot::PortInfo) allows.
     pub fn set_outbox(&mut self, outbox: Box<Outbox>) {
+        self.flush();
         self.outbox = Some(outbox);
         self.outbox_failures = 0;
         self.set_lanes();
@@ -297,6 +298,7 @@ impl Worker {
             let busy = self.pass();
             self.rest(busy);
         }
+        self.flush();
         let pool = &mut self.pool;
         self.graph.release(|frame| pool.put(frame));
         while let Some(local) = self.ports.pop() {
@@ -399,13 +401,18 @@ impl Worker {
         }
     }
 
+    /// Sends what the outbox holds from earlier passes.
+    fn flush(&mut self) {
+        let peers = Arc::clone(&self.peers);
+        if let Some(mailbox) = peers.get(usize::from(self.number)) {
+            self.flush_outbox(&mailbox.stats);
+        }
+    }
+
     /// Gives each port a lane of the outbox, by its place.
     fn set_lanes(&mut self) {
+        self.flush();
         if let Some(outbox) = &mut self.outbox {
-            if outbox.queued() > 0 {
-                // Whatever becomes of it: a second attempt would be no better.
-                let _ = outbox.send();
-            }
             outbox.set_lanes(u16::try_from(self.ports.len()).unwrap_or(u16::MAX));
         }
     }

@@ -438,6 +438,16 @@ fn connections_through_services_have_ports_of_their_own() {
             let [(At::Pod(n, 2), frame)] = got.as_slice() else { panic!("{got:?} {:?}", net.drops()) };
             assert_eq!((*n, seen(frame).src), (at_node, host));
             assert!(RANGE.contains(&seen(frame).sport), "{}", seen(frame));
+            // What a server may trust, and what the kernel forwards for others, stays.
+            for (src, sport) in [(host, 700), (client(v6, 9), 4000)] {
+                let mut net = Net::new(true, &services);
+                net.bed(1).send(HOST, &from_host(Spec::tcp(src, dst, sport, dport, SYN)));
+                let got = net.settle();
+                let [(At::Pod(..), frame)] = got.as_slice() else { panic!("{got:?} {:?}", net.drops()) };
+                if src == host || at_node == 1 {
+                    assert_eq!((seen(frame).src, seen(frame).sport), (src, sport));
+                }
+            }
         }
     }
 }

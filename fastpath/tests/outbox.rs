@@ -81,7 +81,7 @@ fn failures_are_dropped_by_name_and_then_sockets_send() {
         while worker.pass() {}
         core::iter::from_fn(|| wires[1].collect()).map(|frame| spare.put(frame)).count() as u64
     };
-    let dropped = |worker: &Worker| worker.stats().unwrap().drops[DropReason::TxRingFull as usize].get();
+    let dropped = |worker: &Worker| worker.stats().unwrap().drops[DropReason::CallFailed as usize].get();
     let given_up = |worker: &Worker| {
         let stats = worker.stats().unwrap();
         (!stats.sends_together.load(Relaxed)).then(|| stats.outbox_given_up.load(Relaxed))

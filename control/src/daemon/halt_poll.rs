@@ -72,7 +72,10 @@ impl HaltPoll {
             return Ok(());
         }
         saved::save(&self.record, Some(&Content { version: VERSION, before, ours: wanted }))?;
-        self.write(wanted)
+        self.write(wanted).inspect_err(|_| {
+            // Nothing was changed: what the parameter is later is somebody else's will.
+            let _ = saved::save::<Content>(&self.record, None);
+        })
     }
 
     /// Puts back what was found, unless somebody else has changed it since.

@@ -12,6 +12,9 @@ use crate::netdev::stats::TxDropped;
 #[derive(Debug, Default)]
 pub(super) struct Lost {
     kernel: Option<TxDropped>,
+    /// Devices that are ports now.
+    wanted: BTreeSet<u32>,
+    /// Those whose counters have been read.
     ports: BTreeMap<u32, Seen>,
     /// Of devices that are ports no more.
     gone: u64,
@@ -39,9 +42,10 @@ impl Lost {
     /// Takes note of which devices are ports now; reads nothing when they are the same.
     pub(super) fn follow(&mut self, ports: impl Iterator<Item = u32>) {
         let ports: BTreeSet<u32> = ports.collect();
-        if !ports.iter().eq(self.ports.keys()) {
+        if ports != self.wanted {
+            self.wanted = ports;
             let now = self.kernel.as_mut().and_then(|k| k.read().ok()).unwrap_or_default();
-            self.take(&ports, &now);
+            self.take(&now);
         }
     }
 
@@ -49,13 +53,16 @@ impl Lost {
     pub(super) fn look(&mut self) {
         // Not knowing, they stay as they are.
         if let Some(now) = self.kernel.as_mut().and_then(|k| k.read().ok()) {
-            let ports = self.ports.keys().copied().collect();
-            self.take(&ports, &now);
+            self.take(&now);
         }
     }
 
-    fn take(&mut self, ports: &BTreeSet<u32>, now: &BTreeMap<u32, u64>) {
-        for (port, count) in ports.iter().filter_map(|p| Some((*p, *now.get(p)?))) {
+    fn take(&mut self, now: &BTreeMap<u32, u64>) {
+        for (&port, &count) in now {
+            // What left is read once more.
+            if !self.wanted.contains(&port) && !self.ports.contains_key(&port) {
+                continue;
+            }
             // A counter that went back is another device's.
             let seen = self.ports.entry(port).or_insert(Seen { first: count, last: count });
             if count < seen.last {
@@ -64,9 +71,9 @@ impl Lost {
             }
             seen.last = count;
         }
-        let gone = &mut self.gone;
+        let (gone, wanted) = (&mut self.gone, &self.wanted);
         self.ports.retain(|port, seen| {
-            let stays = ports.contains(port);
+            let stays = wanted.contains(port);
             *gone += if stays { 0 } else { seen.lost() };
             stays
         });
@@ -92,15 +99,20 @@ mod tests {
         let mut lost = Lost::default();
         let ports = |list: &[u32]| list.iter().copied().collect::<BTreeSet<u32>>();
         let mut read = |on: &[u32], now: &[(u32, u64)]| {
-            lost.take(&ports(on), &now.iter().copied().collect());
+            lost.wanted = ports(on);
+            lost.take(&now.iter().copied().collect());
             (lost.total(), lost.of(1), lost.of(2))
         };
         assert_eq!(read(&[1], &[(1, 100), (2, 7)]), (0, 0, 0), "before it was a port");
         assert_eq!(read(&[1, 2], &[(1, 105), (2, 9)]), (5, 5, 0));
         assert_eq!(read(&[1, 2], &[(1, 106), (2, 19)]), (16, 6, 10));
         assert_eq!(read(&[1, 2], &[(2, 20)]), (17, 6, 11), "not told: as it was");
-        assert_eq!(read(&[2], &[(1, 200), (2, 20)]), (17, 0, 11), "a port no more: what was lost stays");
-        assert_eq!(read(&[2, 1], &[(1, 300), (2, 20)]), (17, 0, 11), "a port again: from now on");
-        assert_eq!(read(&[2, 1], &[(1, 301), (2, 4)]), (22, 1, 4), "another device of that number");
+        assert_eq!(
+            read(&[2], &[(1, 200), (2, 20)]),
+            (111, 0, 11),
+            "a port no more: what was lost until then stays"
+        );
+        assert_eq!(read(&[2, 1], &[(1, 300), (2, 20)]), (111, 0, 11), "a port again: from now on");
+        assert_eq!(read(&[2, 1], &[(1, 301), (2, 4)]), (116, 1, 4), "another device of that number");
     }
 }

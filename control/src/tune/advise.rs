@@ -60,7 +60,7 @@ impl Advice {
         let chosen = Chosen::of(machine, profile);
         let cores: Vec<String> = chosen.cores.iter().map(ToString::to_string).collect();
         self.set("workers", "cores", format!("[{}]", cores.join(", ")), chosen.reason);
-        let alone = machine.cores.len() < 2;
+        let alone = machine.cores.len() == 1;
         let (polling, reason) = if alone {
             let reason = "There is no other core: a worker that polled without end would leave nothing to anybody else.";
             (Polling::Adaptive, reason)
@@ -90,6 +90,9 @@ impl Advice {
                 0,
                 "The only core: who would send the next packet cannot run while the worker polls.".to_owned(),
             ),
+            Polling::Adaptive if idle_spin.is_zero() => {
+                (0, "Sleeps at once: the cores are for others too.".to_owned())
+            }
             Polling::Adaptive => {
                 let us = idle_spin.as_micros();
                 (
@@ -106,6 +109,9 @@ impl Advice {
                 (idle_spin_longest.as_micros(), "Of no effect while polling is busy.".to_owned())
             }
             Polling::Adaptive if alone => (0, "The only core, as for idle_spin_us.".to_owned()),
+            Polling::Adaptive if idle_spin.is_zero() => {
+                (idle_spin_longest.as_micros(), "Of no effect without idle_spin_us.".to_owned())
+            }
             Polling::Adaptive => {
                 let us = idle_spin_longest.as_micros();
                 (
@@ -166,7 +172,7 @@ impl Advice {
             }
             Transmit::Sockets => {
                 let reason = "Nothing is kept in the kernel's name for pods that do not read. Where pods are trusted, \"together\" \
-                              (profile throughput) forwards three times as many.";
+                              (profile throughput) forwards four times as many.";
                 (Transmit::Sockets, reason.to_owned())
             }
         };
@@ -214,7 +220,7 @@ impl Advice {
         let bytes = |frames: u32| u64::from(frames) * u64::from(frame_size) * u64::from(workers);
         let share = machine.share(8, 4);
         let mut cut = false;
-        while share.as_ref().is_some_and(|(most, _)| bytes(frames) > *most) && frames > FEWEST_FRAMES {
+        while share.as_ref().is_some_and(|s| bytes(frames) > s.most) && frames > FEWEST_FRAMES {
             frames /= 2;
             cut = true;
         }
@@ -223,8 +229,8 @@ impl Advice {
             bytes(frames) >> 20
         );
         match &share {
-            Some((most, whole)) if cut => {
-                reason.push_str(&format!(" No more than {} MiB of {whole}.", most >> 20));
+            Some(share) if cut => {
+                reason.push_str(&format!(" No more than {} MiB of {}.", share.most >> 20, share.whole));
             }
             _ if raised => reason.push_str(&format!(
                 " Raised for {queues} uplink queue(s) of {rx_ring} a worker, and as much on its way."
@@ -293,17 +299,17 @@ impl Advice {
             why = " There is memory for many.".to_owned();
         }
         let share = machine.share(32, 4);
-        if let Some((most, _)) = &share {
-            while bytes(entries) > *most && entries.iter().all(|n| *n > 4096) {
+        if let Some(share) = &share {
+            while bytes(entries) > share.most && entries.iter().all(|n| *n > 4096) {
                 entries = entries.map(|n| n / 2);
-                why = format!(" Both tables: no more than {} MiB.", most >> 20);
+                why = format!(" Both tables: no more than {} MiB.", share.most >> 20);
             }
         }
         for ((key, n), size) in ["entries_v4", "entries_v6"].into_iter().zip(entries).zip(ENTRY) {
             let bytes = u64::from(n) * size;
-            let part = match (&share, machine.limit.or(machine.memory)) {
-                (Some((_, whole)), Some(all)) if all > 0 => {
-                    format!(", {:.1} % of {whole}", bytes as f64 / all as f64 * 100.0)
+            let part = match &share {
+                Some(share) if share.all > 0 => {
+                    format!(", {:.1} % of {}", bytes as f64 / share.all as f64 * 100.0, share.whole)
                 }
                 _ => String::new(),
             };

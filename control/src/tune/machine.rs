@@ -63,6 +63,17 @@ pub struct Machine {
     pub unread: Vec<String>,
 }
 
+/// What one thing should take.
+#[derive(Debug)]
+pub(super) struct Share {
+    /// Bytes at the most.
+    pub(super) most: u64,
+    /// Bytes of what it is a part of.
+    pub(super) all: u64,
+    /// The same in words.
+    pub(super) whole: String,
+}
+
 impl Machine {
     /// Reads all of it. Needs a tokio runtime, and no rights.
     #[must_use]
@@ -123,13 +134,13 @@ impl Machine {
         Self { kernel, cores, memory: total, limit, huge_pages, uplinks: Vec::new(), unread }
     }
 
-    /// Bytes that one thing should take at the most, and of what that is a part: a part of the machine's memory, which is for
-    /// others too, or of the limit of the control group, which is ours.
-    pub(super) fn share(&self, of_machine: u64, of_limit: u64) -> Option<(u64, String)> {
+    /// What one thing should take at the most: a part of the machine's memory, which is for others too, or of the limit of the
+    /// control group, which is ours.
+    pub(super) fn share(&self, of_machine: u64, of_limit: u64) -> Option<Share> {
         let machine = self.memory.map(|all| (all / of_machine, all, "memory"));
         let limit = self.limit.map(|all| (all / of_limit, all, "memory that the control group may take"));
         let (most, all, what) = [machine, limit].into_iter().flatten().min()?;
-        Some((most, format!("the {} MiB of {what}", all >> 20)))
+        Some(Share { most, all, whole: format!("the {} MiB of {what}", all >> 20) })
     }
 
     /// What was seen, for people.

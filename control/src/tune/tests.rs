@@ -237,7 +237,7 @@ fn the_flow_table_by_the_limit_of_the_control_group() {
     assert_eq!(config.memory.frames_per_worker, 16_384, "64 MiB for two workers");
     // A limit that is hardly one: the machine has the say.
     m.limit = Some(60 * GIB);
-    assert_eq!(m.share(32, 4).unwrap().0, 2 * GIB);
+    assert_eq!(m.share(32, 4).unwrap().most, 2 * GIB);
 }
 
 /// What is on file is what the program has, and is right: every key is known, differs from the default and says why.

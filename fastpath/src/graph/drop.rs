@@ -132,6 +132,8 @@ drop_reasons! {
     /// A pod's end of its veth did not take it: its ring was full, as it receives too slowly. Counted by the kernel, which
     /// counts what others send there too (`tx_dropped` of the device); `show ports` says where.
     ReceiverFull = "receiver_full",
+    /// The kernel refused the call that sends packets to several devices together.
+    CallFailed = "call_failed",
     /// The queue to the worker that owns the port was full.
     HandoffFull = "handoff_full",
     /// No free frame to receive into or to answer with.

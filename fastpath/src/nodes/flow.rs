@@ -69,7 +69,8 @@ impl Node for Flow {
             }
         };
         (0..AHEAD).for_each(|n| fetch(frames, n));
-        // Once a packet is left to `rewrite`, so are those behind it: none of a flow overtakes another.
+        // Once a TCP or UDP packet is left to `rewrite`, so are those behind it: none of a flow overtakes another. Packets of other
+        // protocols always are.
         let (mut counted, mut at_once) = (Counted::default(), true);
         let settle = |n: usize, hit: &Hit| {
             fetch(frames, n + AHEAD);
@@ -97,7 +98,7 @@ impl Node for Flow {
                     }
                 }
             } else {
-                at_once = false;
+                at_once &= !matches!(meta.proto, proto::TCP | proto::UDP);
                 transforms[place] = *t;
                 lists.push_rewrite(i);
             }

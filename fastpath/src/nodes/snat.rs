@@ -7,9 +7,10 @@
 //! - What the node itself sends through us takes its address and a port of the range too where the answer would else
 //!   come to the kernel and not to us: to a service's backend by an uplink without a tunnel, or from an address that
 //!   other nodes do not know.
-//! - Its TCP and SCTP connections through a service take a port of the range in any case. After a restart without flows
-//!   nothing else keeps one apart from a connection straight to the same backend: the kernel gives one port to both,
-//!   as their destinations differ, and does so often, since it goes on from the range it leaves out to the next free port.
+//! - Its TCP connections through a service take a port of the range in any case, unless they come from a privileged one.
+//!   After a restart without flows nothing else keeps one apart from a connection straight to the same backend: the kernel
+//!   gives one port to both, as their destinations differ, and does so often, since it goes on from the range it leaves out
+//!   to the next free port.
 //! - What is sent to the node itself comes from the gateway where the kernel would else answer past us: from the node's
 //!   own addresses, and from outside to a process of the node behind a service.
 //! - Everything else keeps its source; so does a flow that exists.
@@ -23,6 +24,8 @@ use crate::packet::{FlowKey, Ip, Meta, NO_INDEX, flags, proto};
 use crate::snapshot::{GATEWAY_V4, GATEWAY_V6, PortRole, Route, Snapshot, Snat as Settings, is_gateway};
 use crate::wire::icmp;
 
+/// Ports from here on are anybody's; servers may trust those below (NFS does).
+const PRIVILEGED: u16 = 1024;
 /// Ports that are tried for one flow.
 const TRIES: u32 = 1024;
 /// Seed of the hash a port is chosen by: the same after a restart, so that connections keep their port.
@@ -132,9 +135,11 @@ fn is_lost_by_host(snap: &Snapshot, meta: &Meta, setup: &Setup) -> bool {
             || translated && snap.egress(dst).is_ok_and(|e| e.tunnel == NO_INDEX))
 }
 
-/// Whether the host opens a connection through a service.
+/// Whether the host itself opens a TCP connection through a service, from a port that the kernel may have chosen.
 fn is_host_connection(snap: &Snapshot, meta: &Meta, setup: &Setup) -> bool {
-    matches!(meta.proto, proto::TCP | proto::SCTP)
+    meta.proto == proto::TCP
+        && setup.original.sport >= PRIVILEGED
+        && snap.is_own(setup.original.src)
         && (setup.original.dst, setup.original.dport) != (setup.translated.dst, setup.translated.dport)
         && snap.port(meta.ingress).is_some_and(|p| p.role == PortRole::Host)
 }

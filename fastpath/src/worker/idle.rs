@@ -30,7 +30,9 @@ impl Spin {
             }
             Polling::Busy => (0, 0),
         };
-        Self { shortest, longest: longest.max(shortest), ticks: shortest }
+        // Who wants no spinning at all, wants none.
+        let longest = if shortest == 0 { 0 } else { longest.max(shortest) };
+        Self { shortest, longest, ticks: shortest }
     }
 
     /// Takes note of a time without work that is over.

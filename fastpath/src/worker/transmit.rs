@@ -94,17 +94,29 @@ impl Worker {
         if self.full && all && self.held < OUTBOX_PASSES && room as usize >= VECTOR {
             return count;
         }
+        self.flush_outbox(stats);
+        count
+    }
+
+    /// Sends what the outbox holds; a port's packets count as sent since they are in it, those it then does not send as
+    /// dropped too.
+    pub(super) fn flush_outbox(&mut self, stats: &WorkerStats) {
         self.held = 0;
+        let Some(outbox) = &mut self.outbox else { return };
+        let queued = outbox.queued();
+        if queued == 0 {
+            return;
+        }
         let (sent, result) = outbox.send();
         stats.outbox_calls.add(1);
         stats.outbox_packets.add(u64::from(sent));
         let Err(error) = result else {
             self.outbox_failures = 0;
-            return count;
+            return;
         };
         stats.outbox_errors.add(1);
         for _ in sent..queued {
-            count_drop(stats, DropReason::TxRingFull);
+            count_drop(stats, DropReason::CallFailed);
         }
         self.outbox_failures += 1;
         if self.outbox_failures >= OUTBOX_FAILURES {
@@ -112,6 +124,5 @@ impl Worker {
             stats.outbox_given_up.store(error.raw_os_error().unwrap_or(libc::EIO), Relaxed);
             stats.sends_together.store(false, Relaxed);
         }
-        count
     }
 }

@@ -150,7 +150,10 @@ async fn doubt(
     let mut backoff = Backoff::up_to(REFUSED);
     while readiness.borrow().is_none() {
         let written = match found(client, node).await {
-            Ok(Some((status, _))) if status == TRUE => write(client, node, &Words::doubt(), None).await,
+            // Not if something was told while the answer was on its way.
+            Ok(Some(before)) if before.0 == TRUE && readiness.borrow().is_none() => {
+                put(client, node, &Words::doubt(), Some(before)).await
+            }
             Ok(_) => return None,
             Err(e) => Err(e),
         };
@@ -238,6 +241,16 @@ async fn write(client: &Client, node: &str, wanted: &Words, said: Option<&Said>)
         Some(said) => Some((said.what.status.to_owned(), said.since.clone())),
         None => found(client, node).await?,
     };
+    put(client, node, wanted, before).await
+}
+
+/// Writes it; `before` is what stands there: status and `lastTransitionTime`.
+async fn put(
+    client: &Client,
+    node: &str,
+    wanted: &Words,
+    before: Option<(String, String)>,
+) -> Result<Said, Failure> {
     let now = format!("{:.0}", jiff::Timestamp::now());
     let since =
         before.filter(|(status, _)| status == wanted.status).map_or_else(|| now.clone(), |(_, since)| since);
