@@ -58,7 +58,7 @@ impl Worker {
     ///
     /// While vectors are full, up to [`OUTBOX_PASSES`] of them go in one call: with many ports, the fewer calls the more
     /// packets each receiver has at once. The order within a port stays: a port whose socket has packets waiting is left
-    /// out, and before a socket sends what does not go into the outbox, the outbox is emptied.
+    /// out, and before a socket sends what does not go into the outbox, an outbox that holds packets of its port is emptied.
     fn transmit_together(&mut self, stats: &WorkerStats) -> u64 {
         let Some(outbox) = &mut self.outbox else { return 0 };
         let snap = self.snapshots.load();
@@ -84,14 +84,16 @@ impl Worker {
             }
         }
         let ports = &self.ports;
-        let all = self.sending.iter().all(|at| ports.get(usize::from(*at)).is_none_or(|l| l.out.is_empty()));
+        let waits =
+            |at: &u16| outbox.holds(*at) && ports.get(usize::from(*at)).is_some_and(|l| !l.out.is_empty());
+        let overtaken = self.sending.iter().any(waits);
         let queued = outbox.queued();
         if queued == 0 {
             return count;
         }
         let room = Outbox::SLOTS - queued;
         self.held += 1;
-        if self.full && all && self.held < OUTBOX_PASSES && room as usize >= VECTOR {
+        if self.full && !overtaken && self.held < OUTBOX_PASSES && room as usize >= VECTOR {
             return count;
         }
         self.flush_outbox(stats);

@@ -48,7 +48,7 @@ struct TestRun {
     zero: u32,
 }
 
-/// The packets for one device: a list by the numbers of their slots, 0 for none.
+/// The packets for one device: a list of so many, by the numbers of their slots.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     first: u16,
@@ -112,6 +112,12 @@ impl Outbox {
         self.lanes.clear();
         self.lanes.resize(usize::from(count), Lane::default());
         self.used.reserve(usize::from(count));
+    }
+
+    /// Whether it holds packets of a lane.
+    #[must_use]
+    pub fn holds(&self, lane: u16) -> bool {
+        self.lanes.get(usize::from(lane)).is_some_and(|l| l.count > 0)
     }
 
     /// Packets queued.

@@ -24,7 +24,8 @@
 //!   one longest idle. An established TCP flow that had a packet in the last 31 s, or another established
 //!   flow in the last 7 s, is never evicted; a flood of new flows displaces its own kind.
 //! - **Marks are hints.** Packets write them by plain stores some packets late, without a claim: of two that are made at once
-//!   in one bucket one may be lost or undone, and a late one may fall on the next flow in the slot. That is harmless:
+//!   in one bucket one may be lost or undone, and a late one may fall on the next flow in the slot, or undo what a later
+//!   packet of its own vector made. That is harmless:
 //!   *(a)* they have a word of their own; tags, claims and heads, which say what is in use and whose it is, are changed under
 //!   claims alone, so no mark frees a slot, brings a flow back or lets one be seen whole that is not. *(b)* Nothing is
 //!   removed by a mark: sweep and eviction ask the entries for state and time, under the claims of both, and correct
