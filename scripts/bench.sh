@@ -25,9 +25,9 @@ case "${1-}" in
     *) usage >&2 && exit 2 ;;
 esac
 if [ "$mode" = quick ]; then
-    rounds=${ROUNDS:-3} millis=${MILLIS:-500}
+    rounds=${ROUNDS:-3} millis=${MILLIS:-300} options=(--round-trips 250)
 else
-    rounds=${ROUNDS:-5} millis=${MILLIS:-1500}
+    rounds=${ROUNDS:-5} millis=${MILLIS:-1500} options=()
 fi
 
 # What the lab compares with. Without one of them its rows say so.
@@ -66,7 +66,7 @@ if [ "$mode" = all ] || [ "$mode" = quick ] || [ "$mode" = lab ]; then
     # Twice what is expected, and two minutes for what the machine does besides.
     limit=$((120 + rounds * (100 + 110 * millis / 1000)))
     as_root timeout --kill-after=30 "$limit" target/release/fastpath-bench lab \
-        --rounds "$rounds" --millis "$millis" --json bench/results/lab.json
+        --rounds "$rounds" --millis "$millis" "${options[@]}" --json bench/results/lab.json
 fi
 if [ "$mode" = all ] || [ "$mode" = memory ]; then
     # Nothing to compare with: the files hold this run only.
