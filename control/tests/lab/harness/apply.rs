@@ -11,7 +11,7 @@ use super::spec::Kind;
 use crate::traffic::eventually;
 
 /// How long a daemon may take from the change of a file to its workers' acknowledgement.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 /// A change that is nothing to a node gives it no new generation: it has had this long to make one.
 const GRACE: Duration = Duration::from_millis(150);
 
