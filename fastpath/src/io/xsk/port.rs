@@ -10,8 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::{io::Errno, net::RecvFlags, net::SendFlags};
 use xsk_rs::FrameDesc;
 
 use super::desc::DescLayout;
@@ -413,8 +412,7 @@ impl XskPort {
                 // SAFETY: the kernel puts a frame into the rx ring when the packet is complete, and forgets it.
                 match unsafe { self.rx_holder.take(desc.addr(), desc.lengths().data()) } {
                     Some(frame) => {
-                        // The kernel wrote it on another core: all of a burst on their way at once.
-                        frame.prefetch();
+                        frame.prefetch(); // The kernel wrote it on another core.
                         self.stats.rx_bytes += frame.len() as u64;
                         out.push(frame);
                         total += 1;
